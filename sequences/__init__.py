@@ -1,0 +1,29 @@
+"""What a batch is: vocabulary, tokenizer protocol, packed batch, packing, token stores, text files."""
+
+from .batch import PackedBatch
+from .files import check_file, check_writable, open_text, read_lines, replacing
+from .packing import pack, unused_share
+from .records import OnError, Record, Records
+from .store import TokenStore
+from .tokenizer import Tokenizer, tokenizer_class, tokenizer_from_dict, tokenizer_to_dict
+from .vocabulary import Vocabulary
+
+__all__ = [
+    "OnError",
+    "PackedBatch",
+    "Record",
+    "Records",
+    "TokenStore",
+    "Tokenizer",
+    "Vocabulary",
+    "check_file",
+    "check_writable",
+    "open_text",
+    "pack",
+    "read_lines",
+    "replacing",
+    "tokenizer_class",
+    "tokenizer_from_dict",
+    "tokenizer_to_dict",
+    "unused_share",
+]
