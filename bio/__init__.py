@@ -1,1 +1,31 @@
+"""DNA and proteins: tokenizers, FASTA, the other strand, variant effects, and the verbs."""
 
+from .graph import contact_graph
+from .readers import read, write_fasta
+from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
+from .tasks import embed, generate, make_tokenizer, score, tokenize
+from .tokenizer import DNATokenizer, KmerTokenizer, ProteinTokenizer
+from .variants import all_single_variants, apply_variant, parse_variant, score_variants
+
+__all__ = [
+    "AMINO_ACIDS",
+    "BASES",
+    "DNATokenizer",
+    "KmerTokenizer",
+    "ProteinTokenizer",
+    "all_single_variants",
+    "apply_variant",
+    "contact_graph",
+    "embed",
+    "generate",
+    "guess_alphabet",
+    "make_tokenizer",
+    "parse_variant",
+    "read",
+    "reverse_complement",
+    "score",
+    "score_variants",
+    "tokenize",
+    "translate",
+    "write_fasta",
+]

@@ -1,0 +1,119 @@
+"""FASTA in and out, with the number, name and position of what cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import get_args
+
+from ..errors import ConfigError, InputError, ShapeError
+from ..sequences import Record, Records, Tokenizer, read_lines, replacing
+from .sequence import Alphabet, find_problem, guess_alphabet
+
+ONE_PER_LINE = (".txt", ".seq")
+COMMENT = ";"  # of the first FASTA programs, before a record or within one
+
+
+def read(path: str | Path, alphabet: Alphabet | Tokenizer | None = None) -> Records:
+    """Read the sequences of a FASTA file; what cannot be used stays in its place with ``problem`` set.
+
+    Plain, gzip and zstandard files are told by content. A ``.txt`` or ``.seq`` file that does not begin with ``>``
+    holds one sequence per line. White space inside a sequence is left out; lower case stays; one ``*`` at the end of a
+    protein (its stop) is dropped. A record's number counts from 1 in the file, its name is the first word after ``>``,
+    and names may repeat. The gaps ``-`` and ``.`` are part of a protein's alphabet and no part of DNA's.
+
+    Args:
+        path: the file.
+        alphabet: "dna", "protein", or the tokenizer that will take the sequences, whose own policies then decide.
+            None: as ``guess_alphabet`` says of the whole file; each problem names the alphabet it was held against.
+
+    Raises:
+        InputError: the file cannot be read, holds no record, or has text before its first record.
+    """
+    if isinstance(alphabet, str) and alphabet not in get_args(Alphabet):
+        raise ConfigError(f"An alphabet is one of {', '.join(get_args(Alphabet))}, not {alphabet!r}.")
+    path = Path(path)
+    found = list(_parse(path))
+    if not found:
+        raise InputError("The file holds no sequence.", path=path)
+    known = guess_alphabet(text for _, text in found) if alphabet is None else alphabet
+    is_protein = known == "protein" or getattr(known, "alphabet", None) == "protein"
+    records = []
+    for number, (name, text) in enumerate(found, 1):
+        sequence = text.removesuffix("*") if is_protein else text
+        problem = _problem(sequence, known)
+        if problem is not None:
+            problem = problem.at(path=path, record=number, name=name or None)
+        records.append(Record(sequence, name, number, problem))
+    return Records(tuple(records), path)
+
+
+def write_fasta(path: str | Path, names: Sequence[str], sequences: Sequence[str], *, width: int = 60) -> None:
+    """Write a FASTA file, whole or not at all, ``width`` letters to a line.
+
+    Raises:
+        ShapeError: there are not as many names as sequences.
+        ConfigError: a name or a sequence holds a line break, or a sequence a ``>``.
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    if len(names) != len(sequences):
+        raise ShapeError("names", [len(names)], [len(sequences)])
+    for name, sequence in zip(names, sequences, strict=True):
+        if any(mark in name + sequence for mark in "\r\n") or ">" in sequence:
+            raise ConfigError(f"The record {name!r} holds a line break or '>', which FASTA cannot.")
+    with replacing(path) as new, new.open("w", encoding="utf-8", newline="\n") as file:
+        for name, sequence in zip(names, sequences, strict=True):
+            file.write(f">{name}\n")
+            file.writelines(f"{sequence[start : start + width]}\n" for start in range(0, len(sequence), width))
+
+
+def _problem(sequence: str, known: Alphabet | Tokenizer) -> InputError | None:
+    if isinstance(known, str):
+        return find_problem(sequence, known)
+    if not sequence:
+        return find_problem(sequence, "dna")  # an empty one is the same in every alphabet
+    try:
+        known.encode(sequence)
+    except InputError as problem:
+        return problem
+    return None
+
+
+def _parse(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ``(name, sequence)`` of every record of the file."""
+    suffixes = [suffix.lower() for suffix in PurePath(path).suffixes if suffix.lower() not in (".gz", ".zst")]
+    lines = ((number, line) for number, line in read_lines(path) if line.strip() and not line.startswith(COMMENT))
+    first = next(lines, None)
+    if first is None:
+        return
+    number, line = first
+    if line.startswith(">"):
+        yield from _records(line, lines)
+    elif suffixes and suffixes[-1] in ONE_PER_LINE:
+        yield "", _joined([line])
+        yield from (("", _joined([line])) for _, line in lines)
+    else:
+        raise InputError(
+            f"Line {number} does not begin with '>', so this is not FASTA.",
+            path=path,
+            hint=f"One sequence per line is read from {' and '.join(ONE_PER_LINE)} files.",
+        )
+
+
+def _records(header: str, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[str, str]]:
+    pieces: list[str] = []
+    for _, line in lines:
+        if line.startswith(">"):
+            yield _name(header), _joined(pieces)
+            header, pieces = line, []
+        else:
+            pieces.append(line)
+    yield _name(header), _joined(pieces)
+
+
+def _name(header: str) -> str:
+    return (header[1:].split(maxsplit=1) or [""])[0]
+
+
+def _joined(pieces: list[str]) -> str:
+    return "".join("".join(pieces).split())

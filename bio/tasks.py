@@ -1,0 +1,163 @@
+"""The verbs for DNA and proteins: tokenize, embed, score, generate."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Float64
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, InputError
+from ..sequences import Record, Tokenizer, tokenizer_from_dict
+from .sequence import guess_alphabet
+
+if TYPE_CHECKING:
+    from ..models import LanguageModel
+
+
+def make_tokenizer(settings: Mapping[str, Any], records: Sequence[Record] = ()) -> Tokenizer:
+    """Make the tokenizer of a recipe's ``[tokenizer]`` table: ``name`` (dna, dna-kmer, protein) and its options.
+
+    ``records`` is the training input; no tokenizer of this domain learns from it.
+
+    Raises:
+        ConfigError: the table names no tokenizer of DNA or proteins, or an option it does not have.
+    """
+    if "name" not in settings:
+        raise ConfigError("The tokenizer table names no tokenizer: dna, dna-kmer or protein.")
+    return _of_this_domain(tokenizer_from_dict(settings))
+
+
+def tokenize(records: Sequence[Record], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
+    """Token ids of every usable record; those with a problem are left out.
+
+    Raises:
+        InputError: the tokenizer refuses a record, with its number, name and position.
+    """
+    return [_encode(tokenizer, record) for record in records if record.problem is None]
+
+
+def embed(
+    records: Sequence[Record | str],
+    model: LanguageModel,
+    *,
+    layer: int | Sequence[int] = -1,
+    pooling: Literal["mean", "last", "tokens"] = "mean",
+    batch_tokens: int = 8192,
+    progress: bool = False,
+) -> Any:
+    """Hidden states of a model for each sequence, begin and end tokens left out.
+
+    Args:
+        records: what ``read`` gave, or plain strings.
+        model: of DNA or proteins.
+        layer: which hidden states: 0 the token embeddings, then after each block, -1 the last; or several of them.
+        pooling: "mean" over the residues, the "last" one, or "tokens" for each of them.
+        batch_tokens: most tokens of one packed batch.
+        progress: show a bar.
+
+    Returns:
+        float32 [records, width], a row of NaN for a record with a problem; with "tokens" a list of float32 [residues,
+        width], without rows for such a record. A list of these, one per layer, when ``layer`` names several.
+
+    Raises:
+        InputError: the tokenizer refuses a sequence, with its number, name and position.
+        ConfigError: the model does not read DNA or proteins, or has no such layer.
+    """
+    from ..inference import embed as embed_texts
+
+    texts = _texts(records, model.tokenizer)
+    return embed_texts(model, texts, layer=layer, pooling=pooling, batch_tokens=batch_tokens, progress=progress)
+
+
+def score(
+    records: Sequence[Record | str], model: LanguageModel, *, batch_tokens: int = 8192, progress: bool = False
+) -> Float64[np.ndarray, " records"]:
+    """Log-likelihood of each sequence in nats, end token included; the pseudo-log-likelihood for a masked model.
+
+    Returns:
+        float64 [records], NaN for a record with a problem.
+
+    Raises:
+        InputError: the tokenizer refuses a sequence, with its number, name and position.
+        ConfigError: the model does not read DNA or proteins.
+    """
+    from ..inference import score as score_texts
+
+    return score_texts(model, _texts(records, model.tokenizer), batch_tokens=batch_tokens, progress=progress)
+
+
+def generate(
+    model: LanguageModel,
+    count: int | None = None,
+    *,
+    prompts: str | Sequence[str] | None = None,
+    temperature: float | int = 1.0,
+    top_k: int | None = None,
+    top_p: float | int | None = None,
+    min_p: float | int | None = None,
+    max_length: int = 512,
+    stop: str | Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> list[str]:
+    """Sample ``count`` sequences, upper case, from a causal model of DNA or proteins.
+
+    Options, and the order of the result under ``prompts``, are those of ``processive.inference.generate``.
+
+    Raises:
+        ConfigError: the model does not read DNA or proteins, is not causal, or an option cannot work.
+    """
+    from ..inference import generate as generate_texts
+
+    _of_this_domain(model.tokenizer)
+    return generate_texts(
+        model,
+        count,
+        prompts=prompts,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        max_length=max_length,
+        stop=stop,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def _texts(records: Sequence[Record | str], tokenizer: Tokenizer) -> list[str | None]:
+    """Texts of the records, None for one with a problem; each is held against the tokenizer before any is computed."""
+    if isinstance(records, str):
+        raise InputError("This is one string, not a list of sequences.", hint="Put it in brackets: [sequence].")
+    _of_this_domain(tokenizer)
+    texts: list[str | None] = []
+    for number, given in enumerate(records, 1):
+        record = Record(given, number=number) if isinstance(given, str) else given
+        if record.problem is None:
+            _encode(tokenizer, record)
+        texts.append(record.text if record.problem is None else None)
+    usable = [text for text in texts if text is not None]
+    if usable and getattr(tokenizer, "alphabet", None) == "protein" and guess_alphabet(usable) == "dna":
+        warnings.warn("These sequences look like DNA, and the model reads proteins: translate them?", stacklevel=3)
+    return texts
+
+
+def _encode(tokenizer: Tokenizer, record: Record) -> NDArray[np.int32]:
+    if not record.text:
+        raise InputError("The sequence is empty.", record=record.number, name=record.name or None)
+    try:
+        return tokenizer.encode(record.text)
+    except InputError as error:
+        raise error.at(record=record.number, name=record.name or None) from None
+
+
+def _of_this_domain(tokenizer: Tokenizer) -> Tokenizer:
+    if tokenizer.domain != "bio":
+        raise ConfigError(f"The tokenizer {tokenizer.name!r} does not read DNA or proteins.")
+    return tokenizer

@@ -1,0 +1,173 @@
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
+from processive.bio import DNATokenizer, KmerTokenizer, ProteinTokenizer
+from processive.errors import ConfigError, InputError
+from processive.sequences import Tokenizer, tokenizer_from_dict, tokenizer_to_dict
+
+dna = st.text("ACGTNacgtn", max_size=60)
+EVERY = [DNATokenizer(), KmerTokenizer(k=3), KmerTokenizer(), ProteinTokenizer()]
+
+
+@pytest.mark.parametrize("tokenizer", EVERY, ids=lambda t: f"{t.name}-{t.letters_per_token}")
+def test_follows_the_protocol(tokenizer):
+    assert isinstance(tokenizer, Tokenizer)
+    again = tokenizer_from_dict(json.loads(json.dumps(tokenizer_to_dict(tokenizer))))
+    assert type(again) is type(tokenizer)
+    assert again.vocabulary == tokenizer.vocabulary
+    assert again.to_dict() == tokenizer.to_dict()
+    ids = tokenizer.encode("ACGTACG")
+    assert ids.dtype == np.int32
+    assert ids[0] == tokenizer.vocabulary.role("bos")
+    assert ids[-1] == tokenizer.vocabulary.role("eos")
+    assert not set(ids[1:-1].tolist()) & tokenizer.vocabulary.special_ids
+    assert tokenizer.decode(tokenizer.encode("")) == ""
+    with pytest.raises(ConfigError, match="'colour'"):
+        type(tokenizer).from_dict({"colour": 1})
+
+
+@settings(deadline=None)
+@given(dna)
+def test_dna_round_trip(text):
+    assert DNATokenizer().decode(DNATokenizer().encode(text)) == text.upper()
+
+
+@settings(deadline=None)
+@given(dna, st.integers(2, 7))
+def test_kmer_round_trip(text, k):
+    tokenizer = KmerTokenizer(k=k)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text.upper()
+    assert tokenizer.vocabulary.role("unk") not in ids
+
+
+@settings(deadline=None)
+@given(st.text("ACDEFGHIKLMNPQRSTVWYXBUZOacdefghiklmnpqrstvwyxbuzo-.", max_size=80))
+def test_protein_round_trip(text):
+    assert ProteinTokenizer().decode(ProteinTokenizer().encode(text)) == text.upper()
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30), st.sampled_from(EVERY))
+def test_any_text_is_kept_or_refused_by_position(text, tokenizer):
+    try:
+        ids = tokenizer.encode(text)
+    except InputError as error:
+        assert 1 <= error.position <= len(text)
+        assert repr(text[error.position - 1]) in str(error)
+    else:
+        assert len(tokenizer.decode(ids)) == len(text)
+
+
+def test_dna_has_the_ids_of_dna_xlstm():
+    tokenizer = DNATokenizer()
+    names = ["[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", *"ACGTN"]
+    assert list(tokenizer.vocabulary.tokens) == names
+    assert tokenizer.encode("ACGTNacgtn").tolist() == [2, 7, 8, 9, 10, 11, 7, 8, 9, 10, 11, 1]
+    assert [tokenizer.vocabulary.role(role) for role in ("bos", "eos", "mask", "pad", "unk")] == [2, 1, 3, 4, 6]
+
+
+@pytest.mark.parametrize("make", [DNATokenizer, KmerTokenizer])
+def test_ambiguity_policies(make):
+    assert make().decode(make().encode("ARYSWKMBDHVn")) == "A" + "N" * 11
+    assert make().decode(make().encode("AUgu")) == "ATGT"
+    with pytest.raises(InputError, match=r"position 3: 'r' \(one of A, G\)") as caught:
+        make(iupac="refuse").encode("ACrGT")
+    assert caught.value.position == 3
+    with pytest.raises(InputError, match="position 2: 'U' is RNA"):
+        make(u="refuse").encode("AUG")
+    assert make(iupac="refuse").decode(make(iupac="refuse").encode("ACN")) == "ACN"
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "words"),
+    [("ACG-T", 4, "gap"), ("AC*", 3, "stop"), ("ACGE", 4, "protein"), ("A1", 2, "nucleotide"), ("ACé", 3, "é")],
+)
+def test_dna_refuses_by_position(text, position, words):
+    for tokenizer in (DNATokenizer(), KmerTokenizer()):
+        with pytest.raises(InputError, match=words) as caught:
+            tokenizer.encode(text)
+        assert caught.value.position == position
+
+
+def test_kmer_has_the_ids_of_generator():
+    tokenizer = KmerTokenizer(n="refuse", tail="refuse")
+    ids = tokenizer.vocabulary.ids
+    assert len(tokenizer.vocabulary) == 4128
+    assert (ids["AAAAAA"], ids["AAAAAT"], ids["TTTTTT"], ids["GGGGGG"]) == (32, 33, 1397, 4127)
+    assert tokenizer.encode("TTTTTTAAAAATGGGGGG").tolist() == [1, 1397, 33, 4127, 2]
+    assert [tokenizer.vocabulary.role(role) for role in ("unk", "bos", "eos", "pad", "mask")] == [0, 1, 2, 3, 4]
+
+
+def test_every_kmer_has_its_own_id():
+    tokenizer = KmerTokenizer(k=3, n="refuse", tail="refuse")
+    kmers = ["".join(letters) for letters in product("ATCG", repeat=3)]
+    assert tokenizer.encode("".join(kmers))[1:-1].tolist() == list(range(32, 32 + 64))
+
+
+def test_kmer_falls_back_to_single_bases():
+    tokenizer = KmerTokenizer(k=3)
+    tokens = tokenizer.vocabulary.decode(tokenizer.encode("ACGANTGGGCC").tolist())
+    assert tokens == ["<s>", "ACG", "A", "N", "T", "GGG", "C", "C", "</s>"]
+    assert tokenizer.vocabulary.tokens[-5:] == tuple("ATCGN")
+
+
+def test_kmer_refuses_where_told_to():
+    with pytest.raises(InputError, match="position 5: 'N' is an unknown base"):
+        KmerTokenizer(k=3, n="refuse").encode("ACGANT")
+    with pytest.raises(InputError, match="position 7: 8 bases are no multiple of 3; the last 2"):
+        KmerTokenizer(k=3, tail="refuse").encode("ACGANTGG")
+    mixed = KmerTokenizer(k=3, n="refuse", tail="single")
+    assert mixed.decode(mixed.encode("ACGGG")) == "ACGGG"
+    with pytest.raises(InputError, match="position 4"):
+        mixed.encode("ACGNG")
+
+
+def test_protein_has_the_ids_of_esm():
+    esm = pytest.importorskip("esm")
+    alphabet = esm.Alphabet.from_architecture("ESM-1b")
+    tokenizer = ProteinTokenizer()
+    assert list(tokenizer.vocabulary.tokens) == alphabet.all_toks
+    text = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
+    assert tokenizer.encode(text).tolist() == [alphabet.cls_idx, *alphabet.encode(text), alphabet.eos_idx]
+    assert tokenizer.vocabulary.role("mask") == alphabet.mask_idx == 32
+    assert tokenizer.vocabulary.role("pad") == alphabet.padding_idx
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "words"),
+    [
+        ("MKJ", 3, "Replace it with X"),
+        ("MK*LL", 3, "a stop"),
+        ("MK LL", 3, "' ' is not an amino acid"),
+        ("MKLΩ", 4, "Ω"),
+        ("M\x00", 2, "amino acid"),
+    ],
+)
+def test_protein_refuses_by_position(text, position, words):
+    with pytest.raises(InputError, match=words) as caught:
+        ProteinTokenizer().encode(text)
+    assert caught.value.position == position
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (DNATokenizer, {"iupac": "X"}),
+        (DNATokenizer, {"u": "N"}),
+        (KmerTokenizer, {"k": 1}),
+        (KmerTokenizer, {"k": 9}),
+        (KmerTokenizer, {"n": "oov"}),
+        (KmerTokenizer, {"tail": "trim"}),
+    ],
+)
+def test_options_are_checked(make, options):
+    with pytest.raises(
+        (ConfigError, TypeCheckError), match=next(iter(options))
+    ):  # the annotation checker may speak first
+        make.from_dict(options)
