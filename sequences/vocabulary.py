@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import ConfigError
 
 ROLES = ("pad", "bos", "eos", "mask", "unk")
@@ -64,7 +67,7 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def decode(self, ids: Iterable[int]) -> list[str]:
+    def decode(self, ids: Iterable[int] | NDArray[np.integer]) -> list[str]:
         """Tokens of ``ids``."""
         return [self.tokens[i] for i in ids]
 
