@@ -1,1 +1,25 @@
+"""Single cells: AnnData to ranked genes, embeddings and back into AnnData."""
 
+from .draw import draw_umap
+from .graph import neighbor_graph
+from .matrix import Expression, find_expression
+from .readers import read, write_h5ad
+from .tasks import embed, make_tokenizer, score, tokenize
+from .tokenizer import RankTokenizer
+from .vocabulary import GeneMatch, GeneVocabulary
+
+__all__ = [
+    "Expression",
+    "GeneMatch",
+    "GeneVocabulary",
+    "RankTokenizer",
+    "draw_umap",
+    "embed",
+    "find_expression",
+    "make_tokenizer",
+    "neighbor_graph",
+    "read",
+    "score",
+    "tokenize",
+    "write_h5ad",
+]
