@@ -1,0 +1,136 @@
+"""Variable-length attention on packed sequences, without a padded copy of the batch.
+
+    y_i = sum_j softmax_j(scale * q_i . k_j) v_j      over the keys j that i may see, in its own sequence
+
+Sequences with the same number of queries and keys are run together by torch's scaled_dot_product_attention, which is
+FlashAttention (Dao 2023, arXiv:2307.08691) on every device that has it. Only a window, a prefix or cached keys need a
+mask, [queries, keys] and shared by the whole group where it can be.
+
+Floor per query and head: 4 dim FLOP per visible key, and 4 (2 dim + 2 dim / queries per key) bytes in float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..errors import ConfigError, ShapeError
+from .backends import choose_backend
+from .packing import collect, expect_shape, sequence_lengths, spread
+
+
+def attention(
+    q: Float[Tensor, "tokens heads dim"],
+    k: Float[Tensor, "keys kv_heads dim"],
+    v: Float[Tensor, "keys kv_heads v_dim"],
+    *,
+    cu_seqlens: Int[Tensor, " boundaries"] | None = None,
+    cu_seqlens_k: Int[Tensor, " key_boundaries"] | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    prefix: Int[Tensor, " sequences"] | None = None,
+    scale: float | int | None = None,
+    backend: str = "auto",
+) -> Float[Tensor, "tokens heads v_dim"]:
+    """Attend within each sequence.
+
+    The queries of a sequence are its last tokens: with ``cu_seqlens_k`` (default: ``cu_seqlens``) a sequence may have
+    more keys than queries, the older ones being its key-value cache. Heads may share keys: ``heads`` is a multiple of
+    ``kv_heads``, and query heads ``g * heads / kv_heads ...`` use key head ``g``.
+
+    ``window`` is the number of tokens seen, itself included: the last ``window`` when causal, and those less than
+    ``window`` away on both sides when not. ``prefix`` [sequences] tokens at the start of each sequence see each other
+    both ways, whatever the window. ``scale`` is 1 / sqrt(dim) by default.
+
+    Raises:
+        ShapeError: the arguments disagree, or a sequence has more queries than keys.
+        ConfigError: ``window`` is not positive, or unknown ``backend``.
+    """
+    (tokens, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
+    expect_shape("k", k, (keys, kv_heads, dim))
+    expect_shape("v", v, (keys, kv_heads, v.shape[-1]))
+    if not kv_heads or heads % kv_heads:
+        raise ShapeError("k", tuple(k.shape), f"a number of heads that divides the {heads} of q")
+    if window is not None and window < 1:
+        raise ConfigError(f"An attention window holds at least the token itself; window is {window}.")
+    lengths = sequence_lengths(cu_seqlens, tokens)
+    key_edges = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+    key_lengths = sequence_lengths(key_edges, keys, "cu_seqlens_k")
+    if len(lengths) != len(key_lengths) or (lengths > key_lengths).any():
+        raise ShapeError("cu_seqlens_k", key_lengths.tolist(), f"keys for at least {lengths.tolist()} queries")
+    prefixes = np.zeros(len(lengths), np.int64)
+    if prefix is not None:
+        expect_shape("prefix", prefix, (len(lengths),))
+        prefixes = prefix.detach().cpu().numpy().astype(np.int64)
+    choose_backend("attention", backend, q.device, q.dtype)
+
+    # One permutation makes every group a contiguous slice; the groups are views of it.
+    order = np.lexsort((lengths, key_lengths))
+    q_row, k_row = (torch.from_numpy(_rows(sizes, order)).to(q.device) for sizes in (lengths, key_lengths))
+    q, k, v = spread(q, q_row, tokens), spread(k, k_row, keys), spread(v, k_row, keys)
+    outputs, q_start, k_start = [], 0, 0
+    for members in _groups(lengths[order], key_lengths[order], order):
+        queries, seen = int(lengths[members[0]]), int(key_lengths[members[0]])
+        q_end, k_end = q_start + len(members) * queries, k_start + len(members) * seen
+        if queries:
+            mask = _mask(queries, seen, prefixes[members], causal=causal, window=window, device=q.device)
+            outputs.append(
+                scaled_dot_product_attention(
+                    q[q_start:q_end].view(-1, queries, heads, dim).transpose(1, 2),
+                    k[k_start:k_end].view(-1, seen, kv_heads, dim).transpose(1, 2),
+                    v[k_start:k_end].view(-1, seen, kv_heads, v.shape[-1]).transpose(1, 2),
+                    attn_mask=mask,
+                    is_causal=mask is None and causal and queries > 1,
+                    scale=scale,
+                    enable_gqa=heads != kv_heads,
+                )
+                .transpose(1, 2)
+                .reshape(-1, heads, v.shape[-1])
+            )
+        q_start, k_start = q_end, k_end
+    if not outputs:
+        return q.new_zeros(tokens, heads, v.shape[-1])
+    return collect(outputs[0] if len(outputs) == 1 else torch.cat(outputs), q_row)
+
+
+def _rows(lengths: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the row of each token when the sequences stand in ``order``."""
+    starts = np.cumsum(lengths) - lengths
+    new_starts = np.empty_like(starts)
+    new_starts[order] = np.cumsum(lengths[order]) - lengths[order]
+    rows: NDArray[np.int64] = np.arange(lengths.sum()) + np.repeat(new_starts - starts, lengths)
+    return rows
+
+
+def _groups(
+    lengths: NDArray[np.int64], key_lengths: NDArray[np.int64], order: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """Cut the ordered sequences where the number of queries or keys changes."""
+    if not len(order):
+        return []
+    changes = np.flatnonzero((np.diff(lengths) != 0) | (np.diff(key_lengths) != 0)) + 1
+    return [np.asarray(group, np.int64) for group in np.split(order, changes)]
+
+
+def _mask(
+    queries: int, keys: int, prefixes: NDArray[np.int64], *, causal: bool, window: int | None, device: torch.device
+) -> Bool[Tensor, "#sequences 1 queries keys"] | None:
+    """Return which keys each query sees, or None where ``is_causal`` or no mask says it."""
+    has_prefix = causal and bool((prefixes > 1).any())
+    narrow = window is not None and window < keys
+    if not has_prefix and not narrow and (not causal or queries in (1, keys)):
+        return None
+    i = torch.arange(keys - queries, keys, device=device)[:, None]
+    j = torch.arange(keys, device=device)
+    visible = (j <= i) if causal else torch.ones(queries, keys, dtype=torch.bool, device=device)
+    if window is not None:
+        visible = visible & ((i - j).abs() < window)
+    visible = visible[None, None]
+    if (prefixes > 1).any():
+        ends = torch.from_numpy(prefixes).to(device)[:, None, None, None]
+        visible = visible | ((i < ends) & (j < ends))
+    return visible
