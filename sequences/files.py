@@ -125,6 +125,13 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def _file_mode() -> int:
+    """Mode of a new file under the user's umask."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the body ends well.
@@ -148,6 +155,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield new
             for part in sorted(new.rglob("*")) if new.is_dir() else [new]:
                 if part.is_file():
+                    part.chmod(_file_mode())  # some writers (safetensors) leave files that only their owner can read
                     with part.open("rb+") as handle:
                         os.fsync(handle.fileno())
             if new.is_dir() and path.is_dir():

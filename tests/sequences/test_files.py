@@ -92,3 +92,12 @@ def test_a_full_disk_says_so(tmp_path):
         with Path("/dev/full").open("w") as full:
             full.write("x" * 100_000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_as_readable_as_the_users_others(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("x")
+    with replacing(tmp_path / "out") as new:
+        new.write_text("x")
+        new.chmod(0o600)
+    assert (tmp_path / "out").stat().st_mode == other.stat().st_mode

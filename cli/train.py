@@ -1,0 +1,162 @@
+"""processive train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError, OutputError
+from .inputs import DeviceOption, InputArgument, OnError, OnErrorOption, check_device, domain_module, read_records
+from .report import Stopped
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..sequences import Tokenizer
+    from ..training import Recipe
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or a name that `models` lists.")],
+    data: InputArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the run; the model ends up in it.")],
+    size: Annotated[str, typer.Option(help="Size of the recipe: tiny, published, or another that it has.")] = "tiny",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    validation: Annotated[Path | None, typer.Option(help="Held-out records, in the format of INPUT.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train so long.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Train so many passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Train so many steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same weights on one CPU.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: training.learning_rate=3e-4. Repeatable."),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="What a property model learns, in a .csv. Repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; by default that of the folder.")] = None,
+    on_error: OnErrorOption = "raise",
+    device: DeviceOption = "cpu",
+) -> None:
+    """Train a model by a recipe on your data."""
+    _check_folder(out)
+    check_device(device)
+    from ..training import read_recipe
+
+    changes: dict[str, Any] = {**parse_settings(settings or [])}
+    limits = {"minutes": minutes, "epochs": epochs, "steps": steps}
+    changes |= {f"training.{key}": value for key, value in limits.items() if value is not None}
+    plan = read_recipe(recipe, size, changes)
+    if plan.predictor:
+        from .train_property import train_property
+
+        if resume or validation or not target:
+            raise ConfigError(
+                f"The recipe {plan.name} trains a property model: name the column with --target; it takes no --resume "
+                "(it trains in minutes) and no --validation (it splits INPUT by scaffold)."
+            )
+        train_property(plan, data, target, out, seed=seed, on_error=on_error, device=device)
+        return
+    if target:
+        raise ConfigError(f"The recipe {plan.name} trains a language model, which has no --target.")
+    if seed is not None:
+        plan = read_recipe(recipe, size, {**changes, "training.seed": seed})
+    _train_language_model(
+        plan,
+        data,
+        validation=validation,
+        out=out,
+        name=name or out.resolve().name,
+        resume=resume,
+        on_error=on_error,
+        device=device,
+    )
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """Split ``key=value`` texts.
+
+    Raises:
+        ConfigError: one has no ``=``.
+    """
+    wrong = [setting for setting in settings if "=" not in setting]
+    if wrong:
+        raise ConfigError(f"--set {wrong[0]!r} has no '='. Write --set training.learning_rate=3e-4")
+    return dict(setting.split("=", 1) for setting in settings)
+
+
+def describe_file(path: Path, **counts: int) -> dict[str, Any]:
+    """What a model card says of a training file: its name, SHA-256 and ``counts``."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(2**20):
+            digest.update(block)
+    return {"file": path.name, "sha256": digest.hexdigest(), **counts}
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that could not be written later, without making it."""
+    from ..sequences import check_writable
+
+    if out.is_file():
+        raise OutputError(f"{out} is a file. Name a folder for the run.")
+    check_writable(out / "config.json" if out.is_dir() else out)
+
+
+def _train_language_model(
+    plan: Recipe,
+    data: Path,
+    *,
+    validation: Path | None,
+    out: Path,
+    name: str,
+    resume: bool,
+    on_error: OnError,
+    device: str,
+) -> None:
+    from .. import training
+    from ..models import ModelCard
+
+    assert plan.training is not None
+    tokenizer, sequences, counts = _read_and_tokenize(plan, data, on_error)
+    described = describe_file(data, **counts)
+    held_out = None
+    if validation is not None:
+        _, held_out, counts = _read_and_tokenize(plan, validation, on_error, tokenizer)
+        described["validation"] = describe_file(validation, **counts)
+    card = ModelCard(description=plan.description, data=described, recipe=plan.to_dict())
+    model = plan.build(tokenizer, card=card).to(device)
+    model.name = name
+    metrics = training.train(model, sequences, plan.training, out=out, validation=held_out, resume=resume, card=card)
+    if metrics["interrupted"]:
+        raise Stopped(
+            f"Training stopped at step {metrics.get('step', 0)}; the checkpoint is in {out}. "
+            "Run the same command with --resume to go on."
+        )
+    verb = "generate" if model.causal and plan.domain != "cells" else "embed"
+    print(f"{model.parameters_count:,} parameters, loss {metrics['loss']:.3f}: the model is in {out}.")
+    print(f"Next: processive {verb} {out} --help")
+
+
+def _read_and_tokenize(
+    plan: Recipe, path: Path, on_error: OnError, tokenizer: Tokenizer | None = None
+) -> tuple[Tokenizer, list[NDArray[np.int32]], dict[str, int]]:
+    """The tokenizer (made from this file if not given), its tokens, and counts for the model card."""
+    domain = domain_module(plan.domain)
+    if plan.domain == "cells":
+        adata = domain.read(path)
+        tokenizer = tokenizer or domain.make_tokenizer(plan.tokenizer, adata)
+        sequences = domain.tokenize(adata, tokenizer)
+        counts = {"cells": adata.n_obs, "unusable": sum(len(cell) == 0 for cell in sequences)}
+    else:
+        tokenizer = tokenizer or domain.make_tokenizer(plan.tokenizer, [])  # no tokenizer of text learns from it
+        records = read_records(path, tokenizer, on_error)
+        sequences = domain.tokenize(records, tokenizer)
+        counts = {"records": len(records), "unusable": len(records.rejected)}
+    return tokenizer, sequences, {**counts, "tokens": sum(map(len, sequences))}
