@@ -1,1 +1,19 @@
+"""Backbones: configurations and networks, from packed tokens to hidden states, with a state that streams."""
 
+from .backbone import Backbone
+from .configuration import AnyConfig, build, config_from_dict, config_to_dict, from_plain
+from .state import BackboneState
+from .transformer import TransformerConfig
+from .xlstm import XLSTMConfig
+
+__all__ = [
+    "AnyConfig",
+    "Backbone",
+    "BackboneState",
+    "TransformerConfig",
+    "XLSTMConfig",
+    "build",
+    "config_from_dict",
+    "config_to_dict",
+    "from_plain",
+]

@@ -1,1 +1,14 @@
+"""What a trained model is for: embeddings, scores and new sequences."""
 
+from .embed import embed
+from .generate import generate
+from .score import log_likelihood, position_log_probabilities, pseudo_log_likelihood, score
+
+__all__ = [
+    "embed",
+    "generate",
+    "log_likelihood",
+    "position_log_probabilities",
+    "pseudo_log_likelihood",
+    "score",
+]

@@ -1,0 +1,117 @@
+"""What every backbone is: an embedding, blocks on packed tokens, a final norm, and a state that is a value."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ConfigError, ShapeError
+from ..sequences import PackedBatch
+from .layers import small_init_
+from .state import BackboneState
+
+
+@dataclass(frozen=True)
+class BackboneConfig(ABC):
+    """What every configuration tells.
+
+    Attributes:
+        family: the name under which it stands in JSON.
+        vocabulary_size: rows of the embedding; may be padded beyond the tokens there are.
+        width: channels of the residual stream.
+        depth: number of blocks.
+    """
+
+    family: ClassVar[str]
+
+    vocabulary_size: int
+    width: int
+    depth: int
+
+    @property
+    @abstractmethod
+    def causal(self) -> bool:
+        """Whether no token sees a later one."""
+
+
+class Backbone(nn.Module, ABC):
+    """Tokens to hidden states.
+
+    A subclass sets ``blocks`` and ``norm`` and says what its blocks need to know of a batch. A block is called as
+    ``block(x, context, state, return_state)`` and returns ``(x, state or None)``.
+
+    Attributes:
+        config: the configuration it was built from.
+        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    blocks: nn.ModuleList
+    norm: nn.Module
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.embedding = nn.Embedding(config.vocabulary_size, config.width)
+        small_init_(self.embedding.weight, config.width)
+
+    @abstractmethod
+    def context(self, batch: PackedBatch, state: BackboneState | None) -> Any:
+        """Return what every block needs to know of the batch."""
+
+    def embed(self, batch: PackedBatch) -> Float[Tensor, "tokens width"]:
+        """Return the embedding of each token, before the first block."""
+        x: Tensor = self.embedding(batch.tokens)
+        return x
+
+    def forward(
+        self, batch: PackedBatch, state: BackboneState | None = None, *, return_state: bool = False
+    ) -> tuple[Float[Tensor, "tokens width"], BackboneState | None]:
+        """Return hidden states after the final norm and, when asked, the state after the last tokens.
+
+        ``state`` is what an earlier call returned for the same sequences; the batch then holds their next tokens, with
+        ``positions`` from ``state.lengths`` on (``PackedBatch.from_lengths(..., offsets=state.lengths)``).
+
+        Raises:
+            ConfigError: a state is given to, or asked of, a backbone that is not causal.
+            ShapeError: the state belongs to another number of sequences.
+        """
+        if (state is not None or return_state) and not self.config.causal:
+            raise ConfigError("A bidirectional backbone needs the whole sequence at once: it has no state.")
+        if state is not None and len(state) != len(batch):
+            raise ShapeError("state", f"of {len(state)} sequences", f"one of {len(batch)}")
+        context = self.context(batch, state)
+        x = self.embed(batch)
+        after = []
+        for i, block in enumerate(self.blocks):
+            x, new = self._run(block, x, context, None if state is None else state.blocks[i], return_state)
+            after.append(new)
+        hidden = self.norm(x)
+        if not return_state:
+            return hidden, None
+        seen = batch.lengths if state is None else state.lengths + batch.lengths
+        return hidden, BackboneState(seen, tuple(after))
+
+    def hidden_layers(self, batch: PackedBatch) -> list[Float[Tensor, "tokens width"]]:
+        """Return depth + 1 tensors: embeddings, then the output of each block, the last one after the final norm."""
+        context = self.context(batch, None)
+        layers = [self.embed(batch)]
+        for block in self.blocks:
+            layers.append(self._run(block, layers[-1], context, None, False)[0])
+        layers[-1] = self.norm(layers[-1])
+        return layers
+
+    def _run(
+        self, block: nn.Module, x: Tensor, context: Any, state: Any, return_state: bool
+    ) -> tuple[Float[Tensor, "tokens width"], Any]:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            result: tuple[Tensor, Any] = checkpoint(block, x, context, state, return_state, use_reentrant=False)
+            return result
+        output: tuple[Tensor, Any] = block(x, context, state, return_state)
+        return output

@@ -1,0 +1,96 @@
+"""The face of the package: a model with its verbs.
+
+>>> import processive as pv
+>>> model = pv.load("runs/chem")
+>>> model.score(["CCO"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import models
+from .models import LanguageModel
+
+
+class Model(LanguageModel):
+    """A language model with the verbs of ``processive.inference``.
+
+    A record is what the model's tokenizer encodes: a SMILES, DNA or protein string. Files, AnnData and records that may
+    be broken are for the verbs of the domains (``processive.chem``, ``bio``, ``cells``).
+    """
+
+    def generate(
+        self,
+        count: int | None = None,
+        *,
+        prompts: str | Sequence[str] | None = None,
+        temperature: float | int = 1.0,
+        top_k: int | None = None,
+        top_p: float | int | None = None,
+        min_p: float | int | None = None,
+        max_length: int = 512,
+        stop: str | Sequence[str] | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        progress: bool = False,
+    ) -> list[str]:
+        """Return generated texts, ``count`` of each prompt; see ``inference.generate``."""
+        from . import inference
+
+        return inference.generate(
+            self,
+            count,
+            prompts=prompts,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            max_length=max_length,
+            stop=stop,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    def embed(
+        self,
+        records: Sequence[Any],
+        *,
+        layer: int | Sequence[int] = -1,
+        pooling: Literal["mean", "last", "tokens"] = "mean",
+        batch_tokens: int = 8192,
+        progress: bool = False,
+    ) -> Any:
+        """Return float32 [records, width], or a list of [tokens, width] with "tokens"; see ``inference.embed``."""
+        from . import inference
+
+        return inference.embed(
+            self, records, layer=layer, pooling=pooling, batch_tokens=batch_tokens, progress=progress
+        )
+
+    def score(self, records: Sequence[Any], *, batch_tokens: int = 8192, progress: bool = False) -> NDArray[np.float64]:
+        """Return the (pseudo-)log-likelihood of each record in nats, float64 [records]; see ``inference.score``."""
+        from . import inference
+
+        return inference.score(self, records, batch_tokens=batch_tokens, progress=progress)
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Model:
+    """Read a model from the folder that ``save`` wrote.
+
+    Args:
+        path: the folder.
+        device: where the weights go.
+        dtype: of the weights; None keeps the stored one.
+
+    Raises:
+        InputError: the folder does not hold a whole language model; the sentence says what is wrong.
+    """
+    return models.load(path, device=device, dtype=dtype, cls=Model)

@@ -1,0 +1,68 @@
+"""Records to packed batches and back into the order they came in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..errors import InputError
+from ..models import LanguageModel
+from ..sequences import PackedBatch, pack
+
+
+@contextmanager
+def evaluating(model: LanguageModel) -> Iterator[None]:
+    """Run without gradients and without dropout; the model's mode is put back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def encode_all(model: LanguageModel, records: Sequence[Any]) -> list[NDArray[np.integer] | None]:
+    """Token ids of every record; None stays None.
+
+    Raises:
+        InputError: a record cannot be encoded; its number is in the error.
+    """
+    if isinstance(records, str):
+        raise InputError("A list of records is needed, and this is one string.", hint="Write [record].")
+    encoded: list[NDArray[np.integer] | None] = []
+    for number, record in enumerate(records, 1):
+        try:
+            encoded.append(None if record is None else model.tokenizer.encode(record))
+        except InputError as error:
+            raise error.at(record=number) if error.record is None else error from None
+    return encoded
+
+
+def packed(
+    model: LanguageModel,
+    sequences: Sequence[NDArray[np.integer] | None],
+    *,
+    batch_tokens: int,
+    progress: bool,
+    label: str,
+) -> Iterator[tuple[list[int], PackedBatch]]:
+    """Yield packed batches on the model's device, with the numbers of their sequences; empty ones are left out."""
+    present = [i for i, sequence in enumerate(sequences) if sequence is not None and len(sequence)]
+    arrays = [sequence for sequence in sequences if sequence is not None and len(sequence)]
+    with tqdm(total=len(present), disable=not progress, desc=label, unit=" sequences") as bar:
+        for group in pack([len(array) for array in arrays], batch_tokens):
+            yield [present[i] for i in group], PackedBatch.from_sequences([arrays[i] for i in group]).to(model.device)
+            bar.update(len(group))
+
+
+def ordinary(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Tell for each token whether it stands for a part of the input, as no special token does."""
+    special = torch.tensor(sorted(model.vocabulary.special_ids), dtype=torch.int64, device=tokens.device)
+    return ~torch.isin(tokens, special)

@@ -1,0 +1,103 @@
+"""A language model: tokenizer, backbone and head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..backbones import AnyConfig, Backbone, BackboneState, build
+from ..errors import ConfigError
+from ..sequences import PackedBatch, Tokenizer, Vocabulary
+from .card import ModelCard
+from .head import Head, HeadConfig
+
+
+class LanguageModel(nn.Module):
+    """Tokens to logits, with everything needed to use the model later.
+
+    Attributes:
+        tokenizer: text to token ids and back.
+        backbone: token ids to hidden states.
+        head: hidden states to logits.
+        name: used for keys such as ``obsm["X_<name>"]`` and as the title of the card.
+        card: data, recipe and metrics.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        backbone_config: AnyConfig,
+        head_config: HeadConfig | None = None,
+        *,
+        name: str = "model",
+        card: ModelCard | None = None,
+    ) -> None:
+        """Build a freshly initialised model.
+
+        Raises:
+            ConfigError: the backbone has fewer embeddings than the tokenizer has tokens.
+        """
+        super().__init__()
+        rows, tokens = backbone_config.vocabulary_size, len(tokenizer.vocabulary)
+        if rows < tokens:
+            raise ConfigError(f"The backbone's vocabulary_size is {rows}, and the tokenizer has {tokens} tokens.")
+        self.tokenizer = tokenizer
+        self.backbone: Backbone = build(backbone_config)
+        self.head = Head(head_config or HeadConfig(), width=backbone_config.width, vocabulary_size=rows)
+        self.name = name
+        self.card = card or ModelCard()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer's vocabulary."""
+        return self.tokenizer.vocabulary
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees a later one, so that the model generates and its state streams."""
+        return self.backbone.config.causal
+
+    @property
+    def width(self) -> int:
+        """Channels of the hidden states."""
+        return self.backbone.config.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.embedding.weight.device
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(
+        self, batch: PackedBatch, state: BackboneState | None = None, *, return_state: bool = False
+    ) -> tuple[Float[Tensor, "tokens vocabulary"], BackboneState | None]:
+        """Return the logits of every token and, when asked, the state after the last ones.
+
+        Raises:
+            ConfigError, ShapeError: as ``Backbone.forward``.
+        """
+        hidden, after = self.backbone(batch, state, return_state=return_state)
+        return self.logits(hidden), after
+
+    def logits(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
+        """Return logits over the tokenizer's tokens; rows that only pad the embedding are left out."""
+        logits: Tensor = self.head(hidden, self.backbone.embedding.weight)
+        tokens = len(self.vocabulary)
+        return logits if logits.shape[1] == tokens else logits[:, :tokens]
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.json``, ``model.safetensors`` and ``README.md`` to ``folder``; other files there stay.
+
+        Raises:
+            OutputError: the folder cannot be written, or the disk is full; what stood there before is untouched.
+        """
+        from .files import save  # files.py builds language models, so it imports this module
+
+        save(self, folder)

@@ -1,0 +1,124 @@
+"""Kill training runs in children of this process, resume them, and compare; run by test_killed.py.
+
+A child is killed by SIGKILL just before its n-th step or file operation, so that every moment of writing a checkpoint
+is met, among them the middle of a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import torch
+from conftest import LetterTokenizer
+from processive.backbones import XLSTMConfig
+from processive.models import LanguageModel
+from processive.training import TrainingConfig, checkpoint, loop, read_metrics, train
+from safetensors.torch import load_file
+
+STEPS = 8
+
+
+def run(out: Path, *, resume: bool) -> None:
+    tokenizer = LetterTokenizer()
+    rng = np.random.default_rng(0)
+    words = ["".join("abcdefgh"[i] for i in rng.integers(0, 8, rng.integers(1, 13))) for _ in range(30)]
+    torch.manual_seed(0)
+    config = XLSTMConfig(len(tokenizer.vocabulary), 16, 1, heads=2, dropout=0.2)
+    model = LanguageModel(tokenizer, config)
+    settings = TrainingConfig(steps=STEPS, batch_tokens=60, accumulation=2, log_every=1, checkpoint_every=2)
+    train(model, [tokenizer.encode(word) for word in words], settings, out=out, resume=resume, progress=False)
+
+
+def counted(kill_at: int) -> list[str]:
+    """Wrap every step and file operation of a run; the one numbered ``kill_at`` is its last."""
+    done: list[str] = []
+
+    def wrap(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapper(*args, **kwargs):
+            done.append(name)
+            if len(done) == kill_at:
+                if name in ("save_file", "write_text"):  # leave half a file
+                    path = Path(args[1] if name == "save_file" else args[0])
+                    original(*args, **kwargs)
+                    os.truncate(path, path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapper)
+
+    wrap(loop, "gradient_step")
+    wrap(loop, "append_metrics")
+    wrap(checkpoint, "save_file")
+    wrap(Path, "write_text")
+    wrap(Path, "rename")
+    wrap(os, "replace")
+    wrap(os, "fsync")
+    wrap(shutil, "rmtree")
+    return done
+
+
+def in_child(out: Path, *, resume: bool, kill_at: int = 0) -> tuple[int, list[str]]:
+    """Run in a child; return how it ended and what it did."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            done = counted(kill_at)
+            run(out, resume=resume)
+            os.write(write, json.dumps(done).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    return os.waitpid(child, 0)[1], json.loads(text or "[]")
+
+
+def main(folder: Path, kills: int) -> None:
+    run(folder / "warm", resume=False)  # once here, so that no child spends its time on importing
+    status, done = in_child(folder / "whole", resume=False)
+    assert status == 0
+    wanted = load_file(folder / "whole" / "model.safetensors")
+    lines = [(line["step"], line["loss"]) for line in read_metrics(folder / "whole")]
+    assert [step for step, _ in lines] == list(range(1, STEPS + 1))
+    # One kill before each kind of operation, within the second half of the run, and others anywhere.
+    middle = len(done) // 2
+    moments = {middle + done[middle:].index(name) + 1 for name in set(done[middle:])}
+    moments.add(middle + done[middle:].index("rename") + 2)  # the old one is away, the new one not yet there
+    moments |= set(random.Random(0).sample(range(2, len(done) + 1), kills))
+    for moment in sorted(moments):
+        out = folder / f"killed-{moment}"
+        status, _ = in_child(out, resume=False, kill_at=moment)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (moment, status)
+        found = checkpoint.find_checkpoint(out)
+        if found is not None:  # a whole one, whatever was under way
+            load_file(found / "model.safetensors")
+            load_file(found / "optimizer.safetensors")
+        else:  # the metrics file is put in place first, then the first checkpoint
+            assert done[: moment - 1].count("replace") < 2, f"no checkpoint after {done[: moment - 1]}"
+        status, _ = in_child(out, resume=True)
+        assert status == 0, (moment, done[moment - 1])
+        resumed = load_file(out / "model.safetensors")
+        assert wanted.keys() == resumed.keys()
+        assert all(torch.equal(wanted[name], resumed[name]) for name in wanted), (moment, done[moment - 1])
+        assert [(line["step"], line["loss"]) for line in read_metrics(out)] == lines, (moment, done[moment - 1])
+        assert not list(out.glob(".checkpoint.*")), "scratch folders are left"
+    sys.stdout.write(f"{len(moments)} kills of {len(done)} moments: {sorted(set(done))}\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), int(sys.argv[2]))

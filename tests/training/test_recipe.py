@@ -1,0 +1,137 @@
+"""Recipes: the bundled ones, and those that are refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from processive import recipes
+from processive.errors import ConfigError, InputError
+from processive.training import Recipe, read_recipe
+
+TEXT = """
+name = "small"
+domain = "chem"
+[tokenizer]
+name = "smiles"
+[sizes.tiny.backbone]
+family = "xlstm"
+width = 16
+depth = 1
+[sizes.tiny.training]
+steps = 10
+clip = 1
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("size", ["tiny", "published"])
+def test_bundled_recipes_are_whole(name, size):
+    recipe = read_recipe(name, size)
+    assert recipe.name == name and recipe.size == size and recipe.description and recipe.source
+    assert recipe.predictor or (recipe.training is not None and recipe.tokenizer["name"])
+
+
+def test_all_five_are_there():
+    assert set(recipes.names()) >= {
+        "chem-xlstm",
+        "dna-xlstm",
+        "protein-encoder",
+        "cell-encoder",
+        "molecule-property",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "parameters"),
+    # Counted on the networks of the source repositories: Chem-xLSTM, DNA-xLSTM ("2m", sLSTM), with their heads.
+    [("chem-xlstm", 37, 14_816_400), ("dna-xlstm", 16, 1_405_184)],
+)
+def test_published_sizes_have_the_published_number_of_parameters(name, vocabulary, parameters):
+    from processive.backbones import build
+    from processive.models.head import Head
+
+    recipe = read_recipe(name, "published")
+    config = recipe.backbone_config(vocabulary)
+    with torch.device("meta"):
+        parts = build(config), Head(recipe.head, width=config.width, vocabulary_size=vocabulary)
+    assert sum(p.numel() for part in parts for p in part.parameters()) == parameters
+
+
+def test_build_is_a_function_of_the_seed(file, tokenizer):
+    state = torch.get_rng_state()
+    weights = [
+        read_recipe(file, overrides={"training.seed": seed}).build(tokenizer).head.weight.detach() for seed in (1, 1, 2)
+    ]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_overrides(file):
+    recipe = read_recipe(
+        file,
+        overrides={"training.minutes": "0.5", "backbone.depth": "2", "tokenizer.k": "6", "training.precision": "fp32"},
+    )
+    assert recipe.training.minutes == 0.5 and recipe.training.steps is None  # one limit takes the place of the other
+    assert recipe.backbone["depth"] == 2 and recipe.tokenizer == {"name": "smiles", "k": 6}
+    assert recipe.training.precision == "fp32"
+    assert read_recipe(file, overrides={"training.max_length": "none"}).training.max_length is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"training.speed": 1}, "'speed'"),
+        ({"steps": 1}, "no setting 'steps'"),
+        ({"predictor.width": 1}, "no setting 'predictor.width'"),
+        ({"training.steps": "many"}, "steps is 'many'"),
+        ({"training.steps": True}, "steps is True"),
+        ({"backbone.wings": 2}, "'wings'"),
+    ],
+    ids=str,
+)
+def test_overrides_that_are_refused(file, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(file, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('domain = "chem"', "", "needs domain"),
+        ("clip = 1", "clap = 1", "'clap'"),
+        ("depth = 1", "depht = 1", "'depht'"),
+        ("[sizes.tiny.training]", "[sizes.tiny.trainig]", "'trainig'"),
+        ("[tokenizer]", "[tokeniser]", "'tokeniser'"),
+        ("steps = 10", "", "Exactly one"),
+        ("width = 16", "width = ", "not a TOML file"),
+    ],
+)
+def test_mistakes_are_named(file, old, new, message):
+    file.write_text(TEXT.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(file)
+
+
+def test_unknown_names_sizes_and_files(file, tmp_path):
+    with pytest.raises(ConfigError, match=r"no recipe 'chem-lstm': .*chem-xlstm"):
+        read_recipe("chem-lstm")
+    with pytest.raises(ConfigError, match="no size 'huge'; it has tiny"):
+        read_recipe(file, "huge")
+    with pytest.raises(InputError, match="no such file"):
+        read_recipe(tmp_path / "absent.toml")
+    with pytest.raises(InputError, match="directory"):
+        read_recipe(tmp_path)
+
+
+def test_a_predictor_has_no_backbone(tokenizer):
+    recipe = read_recipe("molecule-property")
+    assert isinstance(recipe, Recipe) and recipe.predictor["width"] == 128
+    with pytest.raises(ConfigError, match="predictor"):
+        recipe.build(tokenizer)

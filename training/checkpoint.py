@@ -1,0 +1,141 @@
+"""Checkpoints: whole or not there, and enough to go on bit for bit.
+
+A folder ``checkpoint/`` of ``model.safetensors``, ``optimizer.safetensors`` and ``run.json`` (where the run stands, and
+the settings, data and model that it belongs to). No state of a random generator is in it: every draw of a run is a
+function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import ConfigError, InputError, OutputError
+from ..sequences import replacing
+from .optimizer import load_optimizer_tensors, optimizer_tensors
+
+FORMAT = 1
+NAME = "checkpoint"
+
+
+@dataclass
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+        step: optimiser steps done.
+        epoch: epoch under way, from 0.
+        position: steps done in that epoch.
+        tokens: tokens read.
+        seconds: wall-clock seconds spent.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def find_checkpoint(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None.
+
+    A run killed in the instant between taking the old checkpoint away and putting the new one in its place leaves the
+    old one under ``checkpoint.old``.
+    """
+    for folder in (out / NAME, out / f"{NAME}.old"):
+        if (folder / "run.json").is_file():
+            return folder
+    return None
+
+
+def write_checkpoint(
+    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, standing: Standing, identity: Mapping[str, Any]
+) -> None:
+    """Put a checkpoint in the place of the last one; a whole one is there at any moment.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written; the last checkpoint is untouched.
+    """
+    with replacing(out / NAME) as new:
+        new.mkdir()
+        _save(new / "model.safetensors", model_tensors(model))
+        _save(new / "optimizer.safetensors", optimizer_tensors(model, optimizer))
+        run = {"format": FORMAT, "standing": asdict(standing), "identity": identity}
+        (new / "run.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
+
+
+def read_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
+) -> Standing:
+    """Load a checkpoint into ``model`` and ``optimizer``; return where its run stands.
+
+    Raises:
+        ConfigError: it belongs to a run with other settings, data or model.
+        InputError: its files are damaged.
+    """
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if run["format"] != FORMAT:
+            raise InputError(f"The checkpoint has format {run['format']}; this version reads {FORMAT}.", path=folder)
+        standing = Standing(**run["standing"])
+        other = run["identity"]
+        weights = load_file(folder / "model.safetensors")
+        moments = load_file(folder / "optimizer.safetensors")
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"The checkpoint is damaged ({error}).", path=folder, hint="Start the run again.") from None
+    differing = _differences(other, json.loads(json.dumps(identity)))
+    if differing:
+        raise ConfigError(
+            f"The run in {folder.parent} was started with another {differing[0]}, so it cannot be resumed with this "
+            "one. Use the settings it was started with, or choose another output folder."
+        )
+    own = model_tensors(model)
+    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in weights.items()}:
+        raise InputError("The checkpoint holds the weights of another model.", path=folder)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+    load_optimizer_tensors(model, optimizer, moments)
+    return standing
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove what a killed run left half written."""
+    for scratch in out.glob(f".{NAME}.*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones once."""
+    unique: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        unique.setdefault(id(tensor), (name, tensor.detach()))
+    return dict(unique.values())
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # it wraps the operating system's error in one of its own
+        raise OutputError(f"{path.name} cannot be written: {error}. The last checkpoint is untouched.") from None
+
+
+def _differences(one: Any, other: Any, name: str = "") -> list[str]:
+    """Names, with their values, at which two trees of plain values differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [*one, *(key for key in other if key not in one)]
+        return [d for key in keys for d in _differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))]
+    if one == other:
+        return []
+    values = f" ({one}, now {other})" if max(len(str(one)), len(str(other))) < 40 else ""
+    return [name + values]

@@ -1,0 +1,312 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ..backbones import config_to_dict
+from ..errors import ConfigError, ProcessiveError
+from ..models import LanguageModel, ModelCard
+from ..sequences import check_writable, tokenizer_to_dict
+from .checkpoint import NAME as CHECKPOINT
+from .checkpoint import Standing, clear_leftovers, find_checkpoint, read_checkpoint, write_checkpoint
+from .config import TrainingConfig
+from .data import Pieces, Sequences, epoch_batches
+from .metrics import NAME as METRICS
+from .metrics import append_metrics, keep_metrics, read_metrics
+from .optimizer import make_optimizer, set_learning_rate
+from .schedule import warmup_cosine
+from .step import chosen_precision, gradient_step, validation_loss
+
+CHECKPOINT_SECONDS = 300
+REPORTED = ("step", "epoch", "tokens", "seconds", "loss", "validation_loss", "precision", "device")  # in the model card
+WITHOUT_EFFECT = ("log_every", "validate_every", "checkpoint_every", "gradient_checkpointing")  # on the weights
+
+
+class Step(NamedTuple):
+    """One step of the plan: its epoch, its place there, the steps of that epoch, the sequences of its batches."""
+
+    epoch: int
+    position: int
+    of: int
+    batches: Sequence[NDArray[np.int64]]
+
+
+def plan(lengths: NDArray[np.int64], config: TrainingConfig, standing: Standing) -> Iterator[Step]:
+    """Yield the steps that come after ``standing``, without end."""
+    position = standing.position
+    for epoch in itertools.count(standing.epoch):
+        batches = epoch_batches(lengths, batch_tokens=config.batch_tokens, seed=config.seed, epoch=epoch)
+        of = -(-len(batches) // config.accumulation)
+        for number in range(position, of):
+            yield Step(epoch, number, of, batches[number * config.accumulation : (number + 1) * config.accumulation])
+        position = 0
+
+
+def share_done(config: TrainingConfig, standing: Standing, step: Step) -> float:
+    """Share of the run that is done when ``step`` is taken (with ``minutes``: that is done now)."""
+    if config.steps is not None:
+        return (standing.step + 1) / config.steps
+    if config.epochs is not None:
+        return (step.epoch + (step.position + 1) / step.of) / config.epochs
+    assert config.minutes is not None
+    return standing.seconds / (60 * config.minutes)
+
+
+def train(
+    model: LanguageModel,
+    sequences: Sequences,
+    config: TrainingConfig,
+    *,
+    out: str | Path,
+    validation: Sequences | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    card: ModelCard | None = None,
+) -> dict[str, Any]:
+    """Train ``model`` in place and leave it in the folder ``out``.
+
+    The folder holds ``metrics.jsonl`` and ``checkpoint/`` from the first minutes on and, at the end, the model itself
+    (``config.json``, ``model.safetensors``, ``README.md``). A run that was stopped or killed goes on with
+    ``resume=True`` from its last checkpoint as if nothing had happened: on a CPU the weights are the same bit for bit.
+    Ctrl-C (or SIGTERM) stops after the step under way and writes a checkpoint; a second Ctrl-C stops at once.
+
+    Args:
+        model: the model; its weights are where a new run starts.
+        sequences: token sequences: arrays, or a ``TokenStore``.
+        config: the settings.
+        out: folder of the run.
+        validation: held-out token sequences.
+        resume: go on with the run in ``out``; where there is no checkpoint yet, start it.
+        progress: show a progress bar.
+        card: what the caller knows of the data, for the model card.
+
+    Returns:
+        ``step``, ``epoch`` (begun), ``tokens``, ``seconds``, ``loss`` (nats per counted token, mean since the last
+        line of ``metrics.jsonl``), ``validation_loss`` (where there is one), ``precision``, and ``interrupted``.
+
+    Raises:
+        ConfigError: ``out`` holds a run and ``resume`` is False; the settings do not fit the model or the run.
+        InputError: there is nothing to train on, or it was made by another tokenizer.
+        OutputError: the disk is full or the folder cannot be written.
+        ProcessiveError: the loss is no longer a finite number.
+    """
+    out = Path(out)
+    if (config.objective == "causal") != model.causal:
+        direction = "causal" if model.causal else "bidirectional"
+        raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
+    pieces = Pieces(sequences, max_length=config.max_length)
+    held_out = None if validation is None else Pieces(validation, max_length=config.max_length)
+    identity = {
+        "settings": {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT},
+        "data": pieces.fingerprint(),
+        "model": {"backbone": config_to_dict(model.backbone.config), "tokenizer": tokenizer_to_dict(model.tokenizer)},
+    }
+    check_writable(out / METRICS)
+    optimizer = make_optimizer(model, config)
+    standing = _start(out, model, optimizer, identity, resume=resume)
+    devices = [model.device] if model.device.type == "cuda" else []
+    was_training, was_checkpointing = model.training, model.backbone.gradient_checkpointing
+    try:
+        model.train()
+        model.backbone.gradient_checkpointing = config.gradient_checkpointing
+        with torch.random.fork_rng(devices), _stop_asked() as stop_asked, _bar(progress) as bar:
+            metrics = _run(
+                model,
+                optimizer,
+                pieces,
+                config,
+                held_out=held_out,
+                out=out,
+                standing=standing,
+                identity=identity,
+                stop_asked=stop_asked,
+                bar=bar,
+            )
+    finally:
+        model.train(was_training)
+        model.backbone.gradient_checkpointing = was_checkpointing
+    if not metrics["interrupted"]:
+        known = card or model.card
+        model.card = replace(
+            known,
+            recipe={**known.recipe, "training": asdict(config)},
+            metrics={**known.metrics, **{name: metrics[name] for name in REPORTED if name in metrics}},
+        )
+        model.save(out)
+    return metrics
+
+
+def _start(
+    out: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, identity: dict[str, Any], *, resume: bool
+) -> Standing:
+    """Return where the run starts: from a checkpoint, or from nothing."""
+    taken = [name for name in (CHECKPOINT, f"{CHECKPOINT}.old", METRICS, "config.json") if (out / name).exists()]
+    if taken and not resume:
+        raise ConfigError(
+            f"{out} holds a run already ({taken[0]}). Resume it (resume=True, --resume), or choose another folder."
+        )
+    clear_leftovers(out)
+    folder = find_checkpoint(out)
+    standing = Standing() if folder is None else read_checkpoint(folder, model, optimizer, identity)
+    keep_metrics(out, until=standing.step)
+    return standing
+
+
+def _run(
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    pieces: Pieces,
+    config: TrainingConfig,
+    *,
+    held_out: Pieces | None,
+    out: Path,
+    standing: Standing,
+    identity: dict[str, Any],
+    stop_asked: Callable[[], bool],
+    bar: tqdm[Any],
+) -> dict[str, Any]:
+    """Take steps until the run is done or asked to stop; return the last metrics."""
+    precision = chosen_precision(config.precision, model.device)
+    metrics: dict[str, Any] = (read_metrics(out) or [{}])[-1]
+    interrupted = False
+    window = _Window(standing)
+    began = time.monotonic() - standing.seconds
+    saved = time.monotonic()
+    for step in plan(pieces.lengths, config, standing):
+        standing.seconds = time.monotonic() - began
+        done = share_done(config, standing, step)
+        if done > 1:
+            break
+        interrupted = stop_asked()
+        if interrupted:
+            break
+        batches = [pieces.batch(indices, vocabulary_size=len(model.vocabulary)) for indices in step.batches]
+        rate = config.learning_rate * warmup_cosine(done, warmup=config.warmup, floor=config.floor)
+        set_learning_rate(optimizer, rate)
+        window.add(*gradient_step(model, optimizer, batches, config, step=standing.step, precision=precision), rate)
+        ends_epoch = step.position + 1 == step.of
+        standing.step += 1
+        standing.epoch, standing.position = (step.epoch + 1, 0) if ends_epoch else (step.epoch, step.position + 1)
+        standing.tokens += sum(len(batch.tokens) for batch in batches)
+        standing.seconds = time.monotonic() - began
+        bar.update(done - bar.n)
+        validates = ends_epoch if config.validate_every is None else standing.step % config.validate_every == 0
+        saves = (
+            time.monotonic() - saved > CHECKPOINT_SECONDS
+            if config.checkpoint_every is None
+            else standing.step % config.checkpoint_every == 0
+        )
+        if done == 1 or not (validates or saves or standing.step % config.log_every == 0):
+            continue
+        metrics = window.close(standing, out)
+        if validates and held_out is not None:
+            metrics["validation_loss"] = validation_loss(model, held_out, config, precision)
+        append_metrics(out, metrics)
+        _show(bar, metrics)
+        if saves:
+            write_checkpoint(out, model, optimizer, standing, identity)
+            saved = time.monotonic()
+    if window.losses:
+        metrics = window.close(standing, out)
+        if held_out is not None and not interrupted:
+            metrics["validation_loss"] = validation_loss(model, held_out, config, precision)
+        append_metrics(out, metrics)
+    _show(bar, metrics)
+    write_checkpoint(out, model, optimizer, standing, identity)
+    return {**metrics, "precision": precision, "device": str(model.device), "interrupted": interrupted}
+
+
+class _Window:
+    """Losses since the last line of metrics; read only there, so that a GPU is not waited for at each step."""
+
+    def __init__(self, standing: Standing) -> None:
+        self.losses: list[Tensor] = []
+        self.norm, self.rate = torch.zeros(()), 0.0
+        self.tokens, self.time = standing.tokens, time.monotonic()
+
+    def add(self, loss: Tensor, norm: Tensor, rate: float) -> None:
+        self.losses.append(loss)
+        self.norm, self.rate = norm, rate
+
+    def close(self, standing: Standing, out: Path) -> dict[str, Any]:
+        """Return the line of metrics and begin the next window."""
+        loss, norm = float(torch.stack(self.losses).mean()), float(self.norm)
+        if not math.isfinite(loss + norm):
+            kept = find_checkpoint(out)
+            raise ProcessiveError(
+                f"Training failed at step {standing.step}: the loss is {loss} and the gradient norm {norm}. "
+                + (f"The last checkpoint is in {kept}. " if kept else "")
+                + "Train with a lower learning rate."
+            )
+        now = time.monotonic()
+        line = {
+            "step": standing.step,
+            "epoch": standing.epoch,
+            "loss": loss,
+            "learning_rate": self.rate,
+            "gradient_norm": norm,
+            "tokens": standing.tokens,
+            "tokens_per_second": round((standing.tokens - self.tokens) / max(now - self.time, 1e-9), 1),
+            "seconds": round(standing.seconds, 3),
+        }
+        self.losses, self.tokens, self.time = [], standing.tokens, now
+        return line
+
+
+@contextmanager
+def _stop_asked() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a question that the loop asks between steps."""
+    asked = False
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+def _bar(shown: bool) -> tqdm[Any]:
+    """A bar over the share of the run that is done, whatever limits it."""
+    return tqdm(
+        total=1.0,
+        disable=not shown,
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+        desc="training ",
+    )
+
+
+def _show(bar: tqdm[Any], metrics: dict[str, Any]) -> None:
+    if not metrics:
+        return
+    values = [f"step {metrics['step']}", f"loss {metrics['loss']:.3f}"]
+    if "validation_loss" in metrics:
+        values.append(f"validation {metrics['validation_loss']:.3f}")
+    bar.set_postfix_str(", ".join([*values, f"{metrics['tokens_per_second']:,.0f} tokens/s"]))
