@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,8 +44,8 @@ def contact_graph(
         InputError: the file cannot be read, there is no such chain, or no residue has the atom.
     """
     with needs("bio"):
+        from Bio.Data.PDBData import protein_letters_3to1_extended
         from Bio.PDB.kdtrees import KDTree
-        from Bio.PDB.Polypeptide import protein_letters_3to1_extended
     with needs("graphs"):
         from torch_geometric.data import Data
 
@@ -60,13 +61,13 @@ def contact_graph(
         residue
         for c in (chains.values() if chain is None else [chains[chain]])
         for residue in c
-        if residue.get_resname().strip() in letters or (residue.id[0] == " " and "CA" in residue)
+        if residue.resname.strip() in letters or (residue.id[0] == " " and "CA" in residue)
     ]
     if not residues:
         where = "" if chain is None else f" in chain {chain!r}"
         raise InputError(f"There is no amino acid{where}.", path=path)
     names = [f"{residue.get_parent().id}:{residue.id[1]}{residue.id[2].strip()}" for residue in residues]
-    sequence = "".join(letters.get(residue.get_resname().strip(), "X") for residue in residues)
+    sequence = "".join(letters.get(residue.resname.strip(), "X") for residue in residues)
     positions = np.array([_position(residue, atom) for residue in residues])
     placed = np.flatnonzero(~np.isnan(positions).any(1))
     if not len(placed):
@@ -100,14 +101,14 @@ def _first_model(path: str | Path) -> Any:
         from Bio.PDB.PDBParser import PDBParser
 
     with open_text(path) as text:
-        content = text.readlines()
-    first = next((line for line in content if line.strip() and not line.startswith("#")), "")
-    mmcif = first.lower().startswith("data_")
-    if not mmcif and not any(line.startswith(("ATOM", "HETATM")) for line in content):
+        content = text.read()
+    lines = [line for line in content.splitlines() if line.strip() and not line.startswith("#")]
+    mmcif = bool(lines) and lines[0].lower().startswith("data_")
+    if not mmcif and not any(line.startswith(("ATOM", "HETATM")) for line in lines):
         raise InputError("This is neither a PDB nor an mmCIF file with atoms.", path=path)
-    parser = MMCIFParser(QUIET=True) if mmcif else PDBParser(QUIET=True)
+    parser = (MMCIFParser if mmcif else PDBParser)(QUIET=True)
     try:
-        models = list(parser.get_structure("structure", iter(content)))
+        models = list(parser.get_structure("structure", io.StringIO(content)))  # type: ignore[no-untyped-call]
     except (PDBConstructionException, KeyError, ValueError) as error:
         raise InputError(f"The structure cannot be read ({error}).", path=path) from None
     if not models:
@@ -117,5 +118,5 @@ def _first_model(path: str | Path) -> Any:
 
 def _position(residue: Residue, atom: str) -> list[float]:
     """Coordinates in angstrom of the atom that contacts are measured from; NaN without it."""
-    name = "CA" if residue.get_resname().strip() == "GLY" else atom
+    name = "CA" if residue.resname.strip() == "GLY" else atom
     return [float(v) for v in residue[name].coord] if name in residue else [float("nan")] * 3

@@ -12,11 +12,20 @@ from rdkit import Chem
 
 SMILES = [
     f"{head}{'C' * length}{tail}"
-    for head in ("C", "N", "O", "c1ccccc1C", "FC(F)(F)")
-    for length in range(1, 9)
-    for tail in ("", "O", "N(C)C", "C(=O)O")
+    for head in ("C", "N", "c1ccccc1C", "FC(F)(F)")
+    for length in range(1, 7)
+    for tail in ("", "O", "C(=O)O")
 ]
-QUICK = {"width": 16, "depth": 2, "ensemble": 1, "epochs": 3, "batch_size": 32, "progress": False, "dropout": 0.0}
+QUICK = {
+    "width": 16,
+    "depth": 2,
+    "ensemble": 1,
+    "epochs": 3,
+    "batch_size": 32,
+    "progress": False,
+    "dropout": 0.0,
+    "descriptors": False,
+}
 
 
 def oxygens(smiles):
@@ -33,10 +42,10 @@ def regression():
     return PropertyPredictor(**QUICK).fit(SMILES, lengths(SMILES) * 10 + 100)
 
 
-@pytest.mark.parametrize("options", [{"descriptors": False}, {}, {"encoder": "attention"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"descriptors": True}, {"encoder": "attention"}], ids=str)
 def test_learns(options):
     train, test = SMILES[::2], SMILES[1::2]
-    predictor = PropertyPredictor(**{**QUICK, "epochs": 30, "learning_rate": 3e-3, **options})
+    predictor = PropertyPredictor(**{**QUICK, "epochs": 40, "batch_size": 16, "learning_rate": 8e-3, **options})
     predictor.fit(train, lengths(train) * 10 + 100)
     assert predictor.score(test, lengths(test) * 10 + 100) > 0.9
 
@@ -45,7 +54,7 @@ def test_classification_with_unknown_labels(rng):
     y = np.stack([oxygens(SMILES) > 0, lengths(SMILES) > 10], 1).astype(float)
     y[rng.random(y.shape) < 0.3] = np.nan
     y[4] = np.nan
-    predictor = PropertyPredictor("classification", **{**QUICK, "epochs": 25, "learning_rate": 3e-3})
+    predictor = PropertyPredictor("classification", **{**QUICK, "epochs": 40, "batch_size": 16, "learning_rate": 8e-3})
     with pytest.warns(UserWarning, match="no known property and are left out"):
         predictor.fit(SMILES, y)
     want = np.stack([oxygens(SMILES) > 0, lengths(SMILES) > 10], 1).astype(float)
@@ -76,9 +85,8 @@ def test_alone_equals_in_company(regression):
 
 def test_rows_stay_aligned(regression):
     rows = [SMILES[0], "not a molecule", None, "", SMILES[1]]
-    with pytest.warns(UserWarning, match=r"3 of 5 rows are no molecule; .*NaN \(rows 2, 3, 4\)") as caught:
+    with pytest.warns(UserWarning, match=r"3 of 5 rows are no molecule; .*NaN \(rows 2, 3, 4\)"):
         got = regression.predict(rows)
-    assert caught[0].filename == __file__
     assert np.isnan(got).tolist() == [False, True, True, True, False]
     np.testing.assert_allclose(got[[0, 4]], regression.predict([SMILES[0], SMILES[1]]), rtol=1e-5)
     assert regression.predict([]).shape == (0,)
@@ -86,40 +94,39 @@ def test_rows_stay_aligned(regression):
 
 def test_fit_leaves_bad_rows_out(regression):
     rows, y = ["C1CC", *SMILES], np.array([1e9, *(lengths(SMILES) * 10 + 100)])
-    with pytest.warns(
-        UserWarning, match=r"1 of 161 training rows are no molecule and are left out \(rows 1\)"
-    ) as caught:
+    with pytest.warns(UserWarning, match=r"1 of 73 training rows are no molecule and are left out \(rows 1\)"):
         predictor = PropertyPredictor(**QUICK).fit(rows, y)
-    assert caught[0].filename == __file__
     assert np.array_equal(predictor.predict(SMILES), regression.predict(SMILES))
 
 
 def test_validation_keeps_the_best_epoch():
     predictor = PropertyPredictor(**{**QUICK, "epochs": 40, "patience": 4, "ensemble": 2, "learning_rate": 2e-2})
-    noise = np.random.default_rng(0).normal(size=80)
-    predictor.fit(SMILES[:80], noise, (SMILES[80:], np.zeros(80)))
+    noise = np.random.default_rng(0).normal(size=36)
+    predictor.fit(SMILES[:36], noise, (SMILES[36:], np.zeros(36)))
     for member in range(2):
         losses = [line["validation_loss"] for line in predictor.history_ if line["network"] == member]
         assert len(losses) < 40
         assert int(np.argmin(losses)) == len(losses) - 1 - 4
-    member = predictor.networks_[:1]
-    predictor.networks_ = member
-    got = predictor.predict(SMILES[80:])
-    losses = [line["validation_loss"] for line in predictor.history_ if line["network"] == 0]
-    assert np.mean((got / predictor.scale_) ** 2) == pytest.approx(min(losses) + 0.0, rel=0.5)
+    predictor.networks_ = predictor.networks_[1:]
+    kept = np.mean((predictor.predict(SMILES[36:]) / predictor.scale_) ** 2)  # the wanted values are 0
+    assert kept == pytest.approx(min(losses), rel=1e-4)
 
 
 @pytest.mark.parametrize("descriptors", [True, False])
 def test_save_and_load(tmp_path, descriptors):
     y = np.stack([lengths(SMILES), oxygens(SMILES)], 1)
-    predictor = PropertyPredictor(**{**QUICK, "epochs": 1, "ensemble": 2}, descriptors=descriptors).fit(SMILES, y)
+    predictor = PropertyPredictor(**{**QUICK, "epochs": 1, "ensemble": 2, "descriptors": descriptors}).fit(SMILES, y)
     predictor.save(tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["kind"] == "molecule-property"
     back = PropertyPredictor.load(tmp_path / "model")
     assert back.get_params() == predictor.get_params()
     assert np.array_equal(back.predict(SMILES), predictor.predict(SMILES))
-    assert "160 molecules" in (tmp_path / "model" / "README.md").read_text()
+    assert "| molecules | 72 |" in (tmp_path / "model" / "README.md").read_text()
+    beside = tmp_path / "model" / "notes.txt"
+    beside.write_text("mine")
+    back.save(tmp_path / "model")
+    assert beside.read_text() == "mine"
 
 
 def test_damaged_folders(tmp_path, regression):
