@@ -1,7 +1,7 @@
 """Chem-xLSTM beside a user's own ten lines: a two-layer LSTM with the same tokens, parameters and time.
 
     python benchmarks/molecules.py --train ../shared/data/chem/chembl31/mini_train.zip \
-        --test ../shared/data/chem/chembl31/test.zip --minutes 60
+        --test ../shared/data/chem/chembl31/test.zip --size small --minutes 60
 
 Without ``--train`` it uses RDKit's NCI molecules, the demo's data. Each model trains alone for ``--minutes``, then
 samples ``--count`` molecules at temperature 1 without constraints. Printed: parameters, tokens seen, valid, unique (of
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.75)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--models", nargs="+", default=["chem-xlstm", "lstm"], choices=["chem-xlstm", "lstm"])
+    parser.add_argument("--size", default="tiny", help="size of the recipe: tiny, or small for 1.6 million parameters")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe to change")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="folder for the designs and the numbers")
@@ -132,7 +133,7 @@ def main() -> None:
     records = chem.read(arguments.train).checked("skip")
     training = [record.text for record in records.usable]
     overrides = dict(pair.split("=", 1) for pair in arguments.set)
-    recipe = read_recipe("chem-xlstm", overrides={**overrides, "training.minutes": arguments.minutes})
+    recipe = read_recipe("chem-xlstm", arguments.size, overrides={**overrides, "training.minutes": arguments.minutes})
     tokenizer = chem.make_tokenizer(recipe.tokenizer, records)
     sequences = chem.tokenize(records, tokenizer)
     vocabulary = tokenizer.vocabulary

@@ -45,14 +45,14 @@ def molecules(out: Path, minutes: float, count: int) -> None:
     )
 
 
-def single_cells(out: Path, minutes: float) -> None:
+def single_cells(out: Path) -> None:
     """Train a small cell encoder on scanpy's blood cells, embed them, and draw their UMAP."""
     import scanpy as sc
 
     adata = sc.datasets.pbmc68k_reduced()
-    recipe = read_recipe("cell-encoder", overrides={"training.minutes": minutes})
+    recipe = read_recipe("cell-encoder")
     tokenizer = cells.make_tokenizer(recipe.tokenizer, adata)
-    print(f"\nCells: training {recipe.name} on {adata.n_obs} cells for {minutes:g} minutes")
+    print(f"\nCells: training {recipe.name} on {adata.n_obs} cells")
     train(recipe.build(tokenizer), cells.tokenize(adata, tokenizer), recipe.training, out=out / "cells")
 
     model = pv.load(out / "cells")
@@ -82,7 +82,7 @@ def main() -> None:
     """Run the parts and say what was written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything that is written")
-    parser.add_argument("--minutes", type=float, default=2.75, help="training time of the molecule model")
+    parser.add_argument("--minutes", type=float, default=2.9, help="training time of the molecule model")
     parser.add_argument("--count", type=int, default=1000, help="molecules to generate")
     parser.add_argument("--only", choices=PARTS, action="append", help="run only this part (may be repeated)")
     arguments = parser.parse_args()
@@ -92,9 +92,19 @@ def main() -> None:
     if "molecules" in wanted:
         molecules(out, arguments.minutes, arguments.count)
     if "cells" in wanted:
-        single_cells(out, arguments.minutes / 3)
+        single_cells(out)
     if "sequences" in wanted:
         sequences(out, arguments.minutes / 12)
+    print(f"\nWritten to {out}/:")
+    for path in sorted(path for path in out.iterdir() if not path.name.startswith(".")):
+        print(f"  {path.name}{'/' if path.is_dir() else ''}")
+    print(
+        "\nNext: open the pictures and cells.h5ad; generate more with"
+        f"\n  processive generate {out}/chem -n 1000 -o designs.smi"
+        "\ntrain on your own input with"
+        "\n  processive train chem-xlstm molecules.smi --out runs/chem"
+        "\nand read tutorials/."
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import Standing, clear_leftovers, find_checkpoint, read_checkpoint, write_checkpoint
 from .config import TrainingConfig
 from .data import Pieces, Sequences, epoch_batches
+from .memory import keep_freed_memory
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
 from .optimizer import make_optimizer, set_learning_rate
@@ -122,6 +123,8 @@ def train(
     check_writable(out / METRICS)
     optimizer = make_optimizer(model, config)
     standing = _start(out, model, optimizer, identity, resume=resume)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     devices = [model.device] if model.device.type == "cuda" else []
     was_training, was_checkpointing = model.training, model.backbone.gradient_checkpointing
     try:

@@ -1,7 +1,8 @@
 """Recipes: what a model is made of and how it is trained, in a TOML file.
 
 A recipe has a name, the domain it belongs to, a ``[tokenizer]`` table and one or more sizes, each with tables
-``backbone``, ``head`` and ``training`` (or ``predictor``, for a model that is no language model).
+``backbone``, ``head`` and ``training`` (or ``predictor``, for a model that is no language model), and a ``tokenizer``
+table for settings that differ at that size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ else:
     import tomli as tomllib
 
 TOP = ("name", "domain", "description", "source", "tokenizer", "sizes")
-SIZE = ("backbone", "head", "training", "predictor")
+SIZE = ("tokenizer", "backbone", "head", "training", "predictor")
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ def read_recipe(path_or_name: str | Path, size: str = "tiny", overrides: Mapping
         raise ConfigError(f"{path}: a recipe needs {', '.join(absent)}.")
     if size not in data["sizes"]:
         raise ConfigError(f"{path}: there is no size {size!r}; it has {', '.join(data['sizes'])}.")
-    tables = {"tokenizer": data.get("tokenizer", {}), **data["sizes"][size]}
-    _refuse_unknown(tables, ("tokenizer", *SIZE), f"{path}, size {size}: ")
+    tables = dict(data["sizes"][size])
+    _refuse_unknown(tables, SIZE, f"{path}, size {size}: ")
+    tables["tokenizer"] = {**data.get("tokenizer", {}), **tables.get("tokenizer", {})}
     for key, value in (overrides or {}).items():
         table, _, name = key.partition(".")
         if table not in tables or not name:

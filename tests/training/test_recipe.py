@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from processive import recipes
+from processive.backbones import build
 from processive.errors import ConfigError, InputError
 from processive.training import Recipe, read_recipe
 
@@ -135,3 +136,17 @@ def test_a_predictor_has_no_backbone(tokenizer):
     assert isinstance(recipe, Recipe) and recipe.predictor["width"] == 128
     with pytest.raises(ConfigError, match="predictor"):
         recipe.build(tokenizer)
+
+
+def test_a_size_may_change_the_tokenizer(file):
+    file.write_text(
+        TEXT + "[sizes.tiny.tokenizer]\nunits = []\n[sizes.other.backbone]\nfamily = 'xlstm'\nwidth = 8\ndepth = 1\n"
+    )
+    assert read_recipe(file).tokenizer == {"name": "smiles", "units": []}
+    assert read_recipe(file, "other").tokenizer == {"name": "smiles"}
+
+
+def test_the_small_chem_size_is_that_of_the_repository():
+    config = read_recipe("chem-xlstm", "small").backbone_config(37)
+    backbone = sum(p.numel() for p in build(config).parameters())
+    assert backbone + 37 * config.width == 1_644_296

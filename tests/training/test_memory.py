@@ -1,0 +1,7 @@
+import platform
+
+from processive.training.memory import keep_freed_memory
+
+
+def test_only_glibc_takes_it():
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
