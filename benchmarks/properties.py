@@ -12,16 +12,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import platform
 import tempfile
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
+from machine import describe
 from processive.chem.molecules import parse_smiles
 from processive.chem.properties import PropertyPredictor
 from processive.chem.splits import scaffold_split, write_split
@@ -93,10 +90,7 @@ def main() -> None:
         parser.error(f"{arguments.data} is not a folder; name the one that holds esol.csv and bbbp.csv with --data")
     warnings.filterwarnings("ignore", message=".*no molecule.*")
 
-    packages = ("processive", "torch", "torch-geometric", "rdkit", "scikit-learn", "numpy")
-    print(", ".join(f"{package} {version(package)}" for package in packages))
-    print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores, ", end="")
-    print(f"{torch.get_num_threads()} threads of torch")
+    print(describe("torch-geometric", "rdkit", "scikit-learn", "numpy"))
     for name in arguments.sets:
         smiles, targets, task = read_set(arguments.data, name)
         inputs = forest_inputs(smiles)

@@ -55,7 +55,6 @@ def save(model: LanguageModel, folder: str | Path) -> None:
         sections = {"Backbone": parts["backbone"], "Head": parts["head"]}
         readme_file.write_text(card_text(model.name, card, sections), encoding="utf-8")
         config_file.write_text(text, encoding="utf-8")
-        weights_file.chmod(config_file.stat().st_mode)  # safetensors leaves it to its owner alone
 
 
 def load(

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+from safetensors import SafetensorError
+
 from ..errors import InputError, OutputError, needs
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -117,7 +119,9 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r\n")
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | SafetensorError) -> str:
+    if isinstance(error, SafetensorError):  # it wraps the operating system's error in words of its own
+        return "the disk is full" if f"os error {errno.ENOSPC}" in str(error) else str(error)
     if error.errno == errno.ENOSPC:
         return "the disk is full"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -168,7 +172,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 new.replace(path)
         except OutputError:
             raise
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise OutputError(
                 f"{path} cannot be written: {_reason(error)}. What stood there before is untouched."
             ) from error

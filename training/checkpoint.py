@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import ConfigError, InputError, OutputError
+from ..errors import ConfigError, InputError
 from ..sequences import replacing
 from .optimizer import load_optimizer_tensors, optimizer_tensors
 
@@ -68,8 +68,8 @@ def write_checkpoint(
     """
     with replacing(out / NAME) as new:
         new.mkdir()
-        _save(new / "model.safetensors", model_tensors(model))
-        _save(new / "optimizer.safetensors", optimizer_tensors(model, optimizer))
+        save_file({name: t.contiguous() for name, t in model_tensors(model).items()}, new / "model.safetensors")
+        save_file(optimizer_tensors(model, optimizer), new / "optimizer.safetensors")
         run = {"format": FORMAT, "standing": asdict(standing), "identity": identity}
         (new / "run.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
 
@@ -121,13 +121,6 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         unique.setdefault(id(tensor), (name, tensor.detach()))
     return dict(unique.values())
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # it wraps the operating system's error in one of its own
-        raise OutputError(f"{path.name} cannot be written: {error}. The last checkpoint is untouched.") from None
 
 
 def _differences(one: Any, other: Any, name: str = "") -> list[str]:
