@@ -67,7 +67,7 @@ class Records(Sequence[Record]):
             problem = bad[0].problem
             assert problem is not None
             more = f" {len(bad) - 1} more of {len(self)} records cannot be used." if len(bad) > 1 else ""
-            hint = f"Mend it, or pass --on-error skip to go on without it.{more}"
+            hint = f"Mend it, or pass --on-error skip (in Python: checked('skip')) to go on without it.{more}"
             raise InputError(
                 problem.reason,
                 path=problem.path if problem.path is not None else self.path,
