@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .draw import draw_map, draw_molecules, draw_properties
-    from .graph import molecule_graph
+    from .graph import ATOM_CATEGORIES, BOND_CATEGORIES, molecule_graph
     from .metrics import (
         MoleculeReport,
         internal_diversity,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .tokenizer import SmilesTokenizer
 
 _HOMES = {
+    "ATOM_CATEGORIES": "graph",
+    "BOND_CATEGORIES": "graph",
     "MoleculeReport": "metrics",
     "PropertyPredictor": "properties",
     "SmilesTokenizer": "tokenizer",
@@ -64,6 +66,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "ATOM_CATEGORIES",
+    "BOND_CATEGORIES",
     "MoleculeReport",
     "PropertyPredictor",
     "SmilesTokenizer",
