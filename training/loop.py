@@ -313,4 +313,5 @@ def _show(bar: tqdm[Any], metrics: dict[str, Any]) -> None:
     values = [f"step {metrics['step']}", f"loss {metrics['loss']:.3f}"]
     if "validation_loss" in metrics:
         values.append(f"validation {metrics['validation_loss']:.3f}")
-    bar.set_postfix_str(", ".join([*values, f"{metrics['tokens_per_second']:,.0f} tokens/s"]))
+    values.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
+    bar.set_postfix_str(", ".join(values), refresh=sys.stderr.isatty())  # a log file gets a line now and then

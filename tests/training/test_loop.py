@@ -100,7 +100,7 @@ def test_accumulation_equals_the_big_batch(kind, make_model, sequences, monkeypa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_resumed_equals_uninterrupted(number, make_model, sequences, tmp_path, capsys):
+def test_stopped_and_resumed_equals_uninterrupted(number, make_model, sequences, tmp_path):
     config = TrainingConfig(steps=9, batch_tokens=80, log_every=3)
     whole = make_model()
     train(whole, sequences, config, out=tmp_path / "whole", progress=False)
