@@ -296,12 +296,17 @@ def _stop_asked() -> Iterator[Callable[[], bool]]:
             signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
+def _live() -> bool:
+    """Whether somebody watches the bar: a terminal or a notebook, not a log file."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 def _bar(shown: bool) -> tqdm[Any]:
     """A bar over the share of the run that is done, whatever limits it."""
     return tqdm(
         total=1.0,
         disable=not shown,
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        mininterval=0.5 if _live() else 10.0,
         bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         desc="training ",
     )
@@ -314,4 +319,4 @@ def _show(bar: tqdm[Any], metrics: dict[str, Any]) -> None:
     if "validation_loss" in metrics:
         values.append(f"validation {metrics['validation_loss']:.3f}")
     values.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
-    bar.set_postfix_str(", ".join(values), refresh=sys.stderr.isatty())  # a log file gets a line now and then
+    bar.set_postfix_str(", ".join(values), refresh=_live())
