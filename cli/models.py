@@ -26,7 +26,7 @@ def models(
     if rows:
         _print_table(MODEL_COLUMNS, [[_cell(row[column]) for column in MODEL_COLUMNS] for row in rows])
     else:
-        print(f"No model under {folder}.")
+        print(f"No model in {folder} or the folders in it.")
     print()
     _print_table(RECIPE_COLUMNS, bundled_recipes())
 

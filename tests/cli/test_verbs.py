@@ -335,4 +335,4 @@ def test_models_lists_runs_and_recipes(
 
 def test_models_of_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", str(tmp_path)]) == 0
-    assert f"No model under {tmp_path}." in capsys.readouterr().out
+    assert f"No model in {tmp_path} or the folders in it." in capsys.readouterr().out
