@@ -7,7 +7,6 @@ goes to one folder. Each part is what a user would write, so it can be copied fr
 from __future__ import annotations
 
 import argparse
-import warnings
 from pathlib import Path
 
 import processive as pv
@@ -88,7 +87,6 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out
     wanted = arguments.only or PARTS
-    warnings.simplefilter("once")
     if "molecules" in wanted:
         molecules(out, arguments.minutes, arguments.count)
     if "cells" in wanted:
