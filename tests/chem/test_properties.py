@@ -1,3 +1,4 @@
+import ast
 import json
 import shutil
 import warnings
@@ -166,7 +167,9 @@ def test_scikit_learn_conventions():
     assert scores.shape == (2,) and np.isfinite(scores).all()
     with pytest.raises(ConfigError, match="'colour'"):
         predictor.set_params(colour="red")
-    assert eval(repr(predictor)).get_params() == predictor.get_params()
+    call = ast.parse(repr(predictor), mode="eval").body
+    assert call.func.id == "PropertyPredictor"
+    assert {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords} == predictor.get_params()
 
 
 def test_bad_input(regression):
