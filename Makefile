@@ -11,7 +11,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=processive --cov-report=term --cov-fail-under=85
 
-$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.ready: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard kernels/native/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test,tutorials]'
 	touch $@

@@ -1,17 +1,26 @@
 """Which implementation of a kernel runs, and how to ask.
 
 Every public kernel takes ``backend="auto"`` or a name listed by ``available_backends``. The choice depends on the
-device and dtype alone, so it is the same in every run, and ``chosen_backend`` tells it beforehand.
+device and dtype alone, so it is the same in every run on a machine, and ``chosen_backend`` tells it beforehand.
+
+- ``torch``: everywhere, every dtype.
+- ``native``: C on a CPU, for float32 and narrower; see ``kernels.native``.
+- ``triton``: on a GPU, for float32 and narrower; on a CPU only for tests, interpreted (``TRITON_INTERPRET=1``).
 """
 
 from __future__ import annotations
 
+import os
+from functools import cache
+from importlib.util import find_spec
+
 import torch
 
 from ..errors import ConfigError
+from . import native
 
-_BACKENDS: dict[str, tuple[str, ...]] = {
-    "mlstm": ("torch",),
+_BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
+    "mlstm": ("native", "torch"),
     "slstm": ("torch",),
     "attention": ("torch",),
     "causal_conv1d": ("torch",),
@@ -20,14 +29,12 @@ _BACKENDS: dict[str, tuple[str, ...]] = {
 
 
 def available_backends(kernel_name: str) -> tuple[str, ...]:
-    """Return the backends of a kernel, the preferred one first.
+    """Return the backends of a kernel that this machine has, the preferred one first.
 
     Raises:
         ConfigError: there is no such kernel.
     """
-    if kernel_name not in _BACKENDS:
-        raise ConfigError(f"There is no kernel {kernel_name!r}; the kernels are {', '.join(_BACKENDS)}.")
-    return _BACKENDS[kernel_name]
+    return tuple(backend for backend in _backends(kernel_name) if _missing(backend) is None)
 
 
 def chosen_backend(kernel_name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
@@ -43,14 +50,51 @@ def choose_backend(kernel_name: str, requested: str, device: torch.device, dtype
     """Return ``requested``, or what "auto" means.
 
     Raises:
-        ConfigError: there is no such kernel, or it has no such backend.
+        ConfigError: there is no such kernel, or it has no such backend here or for such tensors.
     """
-    del device, dtype  # the torch backend serves them all
-    backends = available_backends(kernel_name)
+    backends = _backends(kernel_name)
     if requested == "auto":
-        return backends[0]
+        return next(name for name in backends if _missing(name) is None and _serves(name, device, dtype))
     if requested not in backends:
         raise ConfigError(
             f"Kernel {kernel_name!r} has no backend {requested!r}; there are: auto, {', '.join(backends)}."
         )
+    missing = _missing(requested)
+    if missing is not None:
+        raise ConfigError(f"The backend {requested!r} is not to be had here: {missing}.")
+    if not _serves(requested, device, dtype) and not (requested == "triton" and _interpreted()):
+        raise ConfigError(f"The backend {requested!r} does not take {dtype} on {device}; backend='auto' finds one.")
     return requested
+
+
+def _backends(kernel_name: str) -> tuple[str, ...]:
+    if kernel_name not in _BACKENDS:
+        raise ConfigError(f"There is no kernel {kernel_name!r}; the kernels are {', '.join(_BACKENDS)}.")
+    return _BACKENDS[kernel_name]
+
+
+def _missing(backend: str) -> str | None:
+    """Why this machine does not have a backend, or None."""
+    if backend == "native" and native.variant() is None:
+        return "the native kernels were not built, or PROCESSIVE_NATIVE is off"
+    if backend == "triton" and not _has_triton():
+        return "Triton is not installed"
+    if backend == "triton" and not torch.cuda.is_available() and not _interpreted():
+        return "there is no GPU, and TRITON_INTERPRET=1 is not set"
+    return None
+
+
+def _serves(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether "auto" may choose a backend for such tensors."""
+    if backend == "torch":
+        return True
+    return dtype != torch.float64 and device.type == ("cpu" if backend == "native" else "cuda")
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,0 +1,4 @@
+/* All kernels, for the instruction set of the including file. */
+#include "simd.h"
+
+#include "mlstm.h"

@@ -1,0 +1,1 @@
+/* mLSTM: to come. */

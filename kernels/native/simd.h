@@ -1,0 +1,127 @@
+/* What the kernels are written in: vectors of LANES floats, exp on them, and small matrix products in cache.
+
+   Included once for each instruction set by baseline.c, avx2.c and avx512.c, which set VARIANT and LANES. Everything
+   here is static; a kernel is exported as EXPORT(name), which carries the variant in its name. GCC and Clang vector
+   extensions only: no intrinsics, so the same text serves x86 and Arm. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define EXPORT(name) __attribute__((visibility("default"))) JOIN(name, VARIANT)
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef float vec_any __attribute__((vector_size(LANES * 4), aligned(4), may_alias)); /* at any address */
+typedef int32_t vec_int __attribute__((vector_size(LANES * 4)));
+typedef double vec_double __attribute__((vector_size(LANES * 8)));
+typedef double vec_double_any __attribute__((vector_size(LANES * 8), aligned(8), may_alias));
+
+INLINE vec load(const float *from) { return *(const vec_any *)from; }
+INLINE void store(float *to, vec x) { *(vec_any *)to = x; }
+INLINE vec all(float x) { return x - (vec){0}; }
+INLINE vec choose(vec_int mask, vec yes, vec no) { return (vec)((mask & (vec_int)yes) | (~mask & (vec_int)no)); }
+INLINE vec vec_max(vec a, vec b) { return choose(a > b, a, b); }
+INLINE vec vec_min(vec a, vec b) { return choose(a < b, a, b); }
+INLINE float sum(vec x) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+INLINE int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
+
+/* exp to within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN stays NaN.
+   exp(x) = 2^n exp(r) with |r| <= ln 2 / 2, ln 2 in two parts, and a polynomial (Cephes, Moshier 1992). */
+INLINE vec vec_exp(vec x) {
+    const vec magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest integer */
+    vec inside = vec_min(vec_max(x, all(-87.33654f)), all(88.37626f));
+    vec n = (inside * 1.44269504088896341f + magic) - magic;
+    vec r = inside - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vec p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    vec y = (vec)((vec_int)p + (__builtin_convertvector(n, vec_int) << 23));
+    y = choose(x < -87.33654f, (vec){0}, y);
+    y = choose(x > 88.37626f, all(INFINITY), y);
+    return choose(x != x, x, y);
+}
+
+/* Matrix products of operands that lie in cache: C[m][n] (=, +=) A[m][k] B[k][n].
+
+   A is read one number at a time, so it may lie in any order: A[i][p] = a[i * a_row + p * a_column]. Rows of B and C are
+   contiguous, and n is a multiple of LANES. ROWS x VECTORS sums stay in registers. */
+#ifndef ROWS
+#define ROWS 6
+#endif
+
+typedef struct {
+    const float *at;
+    ptrdiff_t row, column;
+} Operand;
+
+INLINE void tile(const int rows, const int vectors, int k, Operand a, const float *b, ptrdiff_t b_row, float *c,
+                 ptrdiff_t c_row, int add) {
+    vec total[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++) total[i][j] = add ? load(c + i * c_row + j * LANES) : (vec){0};
+    for (int p = 0; p < k; p++) {
+        vec line[VECTORS];
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++) line[j] = load(b + p * b_row + j * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            vec x = all(a.at[i * a.row + p * a.column]);
+#pragma GCC unroll 4
+            for (int j = 0; j < vectors; j++) total[i][j] += x * line[j];
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++) store(c + i * c_row + j * LANES, total[i][j]);
+}
+
+/* One strip of at most ROWS rows. */
+static void strip(int rows, int n, int k, Operand a, const float *b, ptrdiff_t b_row, float *c, ptrdiff_t c_row,
+                  int add) {
+    int j = 0;
+#define STRIP(R)                                                                                                   \
+    case R:                                                                                                        \
+        for (; j + VECTORS * LANES <= n; j += VECTORS * LANES)                                                     \
+            tile(R, VECTORS, k, a, b + j, b_row, c + j, c_row, add);                                               \
+        for (; j < n; j += LANES) tile(R, 1, k, a, b + j, b_row, c + j, c_row, add);                               \
+        break;
+    switch (rows) {
+        STRIP(1) STRIP(2) STRIP(3) STRIP(4) STRIP(5) STRIP(6)
+    }
+#undef STRIP
+}
+
+static void product(int m, int n, int k, Operand a, const float *b, ptrdiff_t b_row, float *c, ptrdiff_t c_row,
+                    int add) {
+    for (int i = 0; i < m; i += ROWS) {
+        Operand rest = {a.at + i * a.row, a.row, a.column};
+        strip(m - i < ROWS ? m - i : ROWS, n, k, rest, b, b_row, c + i * c_row, c_row, add);
+    }
+}
+
+/* to[columns][>= rows] = transposed from[rows][columns]. */
+static void transpose(const float *from, ptrdiff_t from_row, int rows, int columns, float *to, ptrdiff_t to_row) {
+    for (int i = 0; i < rows; i += 8)
+        for (int j = 0; j < columns; j++)
+            for (int p = i; p < rows && p < i + 8; p++) to[j * to_row + p] = from[p * from_row + j];
+}
+
+/* A thread's own working memory, aligned to a cache line; NULL when there is none. */
+INLINE float *workspace(size_t floats) { return (float *)aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64); }

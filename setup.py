@@ -1,0 +1,41 @@
+"""The one thing that setup.cfg cannot say: native kernels, which may be absent where there is no C compiler."""
+
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+FOLDER = "kernels/native"
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler has none: one thread there
+
+
+class BuildLibrary(build_ext):
+    """Build a plain shared library: it is loaded by ctypes and serves every Python."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Return the file's name without Python's version in it."""
+        return fullname.replace(".", "/") + ".so"
+
+
+class PlatformWheel(bdist_wheel):
+    """One wheel per platform, not one per Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tag of the wheel."""
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "processive.kernels.native._native",
+            sources=[f"{FOLDER}/{name}.c" for name in ("baseline", "avx2", "avx512")],
+            depends=[f"{FOLDER}/{name}.h" for name in ("kernels", "simd", "mlstm")],
+            extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-g0", *OPENMP],
+            extra_link_args=OPENMP,
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+)
