@@ -30,6 +30,7 @@ from ..errors import ConfigError, ShapeError
 from .backends import choose_backend
 from .mlstm_chunkwise import chunkwise
 from .mlstm_layout import chunk_groups
+from .mlstm_native import native_mlstm
 from .packing import expect_shape, gate_dtype, sequence_lengths
 
 
@@ -124,7 +125,7 @@ def mlstm(
         raise ShapeError("q, v", (tuple(q.shape), tuple(v.shape)), "at least one head and one dimension")
     if gate not in ("exp", "sigmoid"):
         raise ConfigError(f"The mLSTM's gate is 'exp' or 'sigmoid', not {gate!r}.")
-    choose_backend("mlstm", backend, q.device, q.dtype)
+    chosen = choose_backend("mlstm", backend, q.device, q.dtype)
 
     dtype = gate_dtype(q.dtype)
     with torch.autocast(q.device.type, enabled=False):
@@ -137,6 +138,9 @@ def mlstm(
             h, last = inputs[2].clone(), state or _empty_state(q, len(lengths), v_dim, dtype)
         elif np.all(lengths == 1):
             h, last = _step(*inputs, state=state or _empty_state(q, tokens, v_dim, dtype))
+        elif chosen == "native":
+            h, parts = native_mlstm(*inputs, lengths=lengths, state=state, return_state=return_state, reverse=reverse)
+            last = None if parts is None else MLSTMState(*parts)
         else:
             groups = chunk_groups(lengths, heads, qk_dim, v_dim, reverse=reverse, device=q.device)
             h, parts = chunkwise(*inputs, groups=groups, state=state, sequences=len(lengths), return_state=return_state)

@@ -51,6 +51,11 @@ def variant() -> str | None:
     return wanted
 
 
+def lanes() -> int:
+    """Return how many floats a vector of the variant in use holds; the kernels pad rows to a multiple of it."""
+    return {"baseline": 4, "avx2": 8, "avx512": 16}[variant() or "baseline"]
+
+
 @cache
 def function(name: str, signature: str) -> Callable[..., int]:
     """Return a native function that takes pointers (``p``), 64-bit integers (``i``) and floats (``f``).

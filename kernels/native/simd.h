@@ -27,11 +27,26 @@ INLINE vec all(float x) { return x - (vec){0}; }
 INLINE vec choose(vec_int mask, vec yes, vec no) { return (vec)((mask & (vec_int)yes) | (~mask & (vec_int)no)); }
 INLINE vec vec_max(vec a, vec b) { return choose(a > b, a, b); }
 INLINE vec vec_min(vec a, vec b) { return choose(a < b, a, b); }
+/* Fold the vector onto itself until two lanes are left. */
+#if LANES == 4
 INLINE float sum(vec x) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
+    x += __builtin_shufflevector(x, x, 2, 3, 0, 1);
+    return x[0] + x[1];
 }
+#elif LANES == 8
+INLINE float sum(vec x) {
+    x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+    x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+    return x[0] + x[1];
+}
+#else
+INLINE float sum(vec x) {
+    x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    return x[0] + x[1];
+}
+#endif
 INLINE int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
 
 /* exp to within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN stays NaN.
@@ -116,11 +131,72 @@ static void product(int m, int n, int k, Operand a, const float *b, ptrdiff_t b_
     }
 }
 
-/* to[columns][>= rows] = transposed from[rows][columns]. */
+/* Interleave the lower, or upper, halves of a and b: a0 b0 a1 b1 ... */
+#if LANES == 4
+#define LOWER(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define UPPER(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#elif LANES == 8
+#define LOWER(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define UPPER(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define LOWER(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define UPPER(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#endif
+
+/* to[columns][rows up to a multiple of LANES] = transposed from[rows][columns]; columns is a multiple of LANES, and rows
+   past the last are taken to be zero. Each round of interleaving turns a square of vectors by one bit of its index. */
 static void transpose(const float *from, ptrdiff_t from_row, int rows, int columns, float *to, ptrdiff_t to_row) {
-    for (int i = 0; i < rows; i += 8)
-        for (int j = 0; j < columns; j++)
-            for (int p = i; p < rows && p < i + 8; p++) to[j * to_row + p] = from[p * from_row + j];
+    for (int i = 0; i < rows; i += LANES)
+        for (int j = 0; j < columns; j += LANES) {
+            vec square[LANES], turned[LANES];
+#pragma GCC unroll 16
+            for (int p = 0; p < LANES; p++) square[p] = i + p < rows ? load(from + (i + p) * from_row + j) : (vec){0};
+#pragma GCC unroll 4
+            for (int round = 1; round < LANES; round *= 2) {
+#pragma GCC unroll 8
+                for (int p = 0; p < LANES / 2; p++) {
+                    turned[2 * p] = LOWER(square[p], square[p + LANES / 2]);
+                    turned[2 * p + 1] = UPPER(square[p], square[p + LANES / 2]);
+                }
+#pragma GCC unroll 16
+                for (int p = 0; p < LANES; p++) square[p] = turned[p];
+            }
+#pragma GCC unroll 16
+            for (int p = 0; p < LANES; p++) store(to + (j + p) * to_row + i, square[p]);
+        }
+}
+
+/* Rows of numbers; n and padded are multiples of LANES. */
+INLINE void copy_row(float *to, const float *from, int width, int padded) {
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) store(to + i, load(from + i));
+    if (i < padded) {
+        store(to + i, (vec){0});
+        for (; i < width; i++) to[i] = from[i];
+    }
+}
+INLINE void write_row(float *to, const float *from, int width) {
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) store(to + i, load(from + i));
+    for (; i < width; i++) to[i] = from[i];
+}
+/* Ask for a row that will be read, or written, soon; past the end of memory it does nothing. */
+INLINE void prefetch_row(const float *from, int width) {
+    for (int i = 0; i < width; i += 16) __builtin_prefetch(from + i, 0, 2);
+}
+INLINE void prefetch_write(const float *to, int width) {
+    for (int i = 0; i < width; i += 16) __builtin_prefetch(to + i, 1, 2);
+}
+INLINE float dot(const float *a, const float *b, int n) {
+    vec total = {0};
+    for (int i = 0; i < n; i += LANES) total += load(a + i) * load(b + i);
+    return sum(total);
+}
+INLINE void scale(float *x, float by, int n) {
+    for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * by);
+}
+INLINE void add_scaled(float *to, const float *x, float by, int n) {
+    for (int i = 0; i < n; i += LANES) store(to + i, load(to + i) + load(x + i) * by);
 }
 
 /* A thread's own working memory, aligned to a cache line; NULL when there is none. */
