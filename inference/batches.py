@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..kernels import keep_freed_memory
 from ..models import LanguageModel
 from ..sequences import PackedBatch, pack
 
@@ -19,6 +20,7 @@ from ..sequences import PackedBatch, pack
 @contextmanager
 def evaluating(model: LanguageModel) -> Iterator[None]:
     """Run without gradients and without dropout; the model's mode is put back."""
+    keep_freed_memory()
     was_training = model.training
     model.eval()
     try:

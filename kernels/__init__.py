@@ -7,6 +7,7 @@ All of them take packed sequences (``cu_seqlens``), never let anything cross a b
 from .attention import attention
 from .backends import available_backends, chosen_backend
 from .convolution import causal_conv1d
+from .memory import keep_freed_memory
 from .mlstm import MLSTMState, mlstm
 from .rotary import rotary
 from .slstm import SLSTMState, slstm
@@ -18,6 +19,7 @@ __all__ = [
     "available_backends",
     "causal_conv1d",
     "chosen_backend",
+    "keep_freed_memory",
     "mlstm",
     "rotary",
     "slstm",

@@ -74,16 +74,16 @@ class _NativeMLSTM(torch.autograd.Function):
             kept, lanes = layout[-1], native.lanes()
             padded_qk, padded_v = (-(-dim // lanes) * lanes for dim in (qk_dim, v_dim))
             shapes = (kept, heads, padded_qk, padded_v), (kept, heads, padded_qk), (kept, heads)
-            starts = tuple(q.new_empty(shape) for shape in shapes)
-        h = q.new_empty(tokens, heads, v_dim)
+            starts = tuple(native.empty(*shape) for shape in shapes)
+        h = native.empty(tokens, heads, v_dim)
         last: tuple[Tensor | None, ...] = (None, None, None)
         peak = None
         if return_state:
             shapes = (sequences, heads, qk_dim, v_dim), (sequences, heads, qk_dim), (sequences, heads)
-            last = tuple(q.new_empty(shape) for shape in shapes)
-            peak = torch.empty(sequences, heads, dtype=torch.int64)
+            last = tuple(native.empty(*shape) for shape in shapes)
+            peak = native.empty(sequences, heads, dtype=torch.int64)
         batch = _batch(q, k, v, log_input, log_forget, first, starts, layout, reverse)
-        native.function("mlstm_forward", _BATCH + "ppppp")(*batch, *map(_at, (h, *last, peak)))
+        native.function("mlstm_forward", _BATCH + "ppppp")(*batch, *map(native.pointer, (h, *last, peak)))
         ctx.save_for_backward(q, k, v, log_input, log_forget, *first, *starts, h, *last[:2], peak)
         ctx.layout, ctx.reverse = layout, reverse
         return h, *last
@@ -98,14 +98,18 @@ class _NativeMLSTM(torch.autograd.Function):
         if dC is not None and dn is not None and dm is not None:
             dC, dn = dC.contiguous(), dn.contiguous()
             dm = dm - _inner(C_last, dC) - _inner(n_last, dn)
-        dq, dk = (q.new_empty(len(q), heads, qk_dim) for _ in range(2))
-        dv = q.new_empty(len(q), heads, v_dim)
-        dlog_input, dlog_forget = torch.empty_like(log_input), torch.empty_like(log_forget)
-        dfirst = tuple(None if part is None else torch.empty_like(part) for part in first)
+        dq, dk, dv = (native.empty(len(q), heads, dim) for dim in (qk_dim, qk_dim, v_dim))
+        dlog_input, dlog_forget = native.empty(*log_input.shape), native.empty(*log_input.shape)
+        dfirst = tuple(None if part is None else native.empty(*part.shape) for part in first)
         batch = _batch(q, k, v, log_input, log_forget, first, starts, ctx.layout, ctx.reverse)
         outputs = (dq, dk, dv, dlog_input, dlog_forget, *dfirst[:2])
         native.function("mlstm_backward", _BATCH + "ppi pppp ppppp pp")(
-            *batch, _at(h), _at(dh), dh.stride(0), *map(_at, (dC, dn, dm, peak)), *map(_at, outputs)
+            *batch,
+            native.pointer(h),
+            native.pointer(dh),
+            dh.stride(0),
+            *map(native.pointer, (dC, dn, dm, peak)),
+            *map(native.pointer, outputs),
         )
         dC_first, dn_first, dm_first = dfirst
         if dC_first is not None and dn_first is not None:
@@ -123,10 +127,6 @@ def _rows(x: Tensor) -> Tensor:
 def _inner(x: Tensor, y: Tensor) -> Tensor:
     """Inner product over all but the first two axes."""
     return torch.linalg.vecdot(x.flatten(2), y.flatten(2))
-
-
-def _at(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
 
 
 def _layout(lengths: NDArray[np.int64], qk_dim: int, v_dim: int) -> tuple[NDArray[np.int64], int, int]:
@@ -147,7 +147,7 @@ def _layout(lengths: NDArray[np.int64], qk_dim: int, v_dim: int) -> tuple[NDArra
     return table, longest, int(table[3, -1])
 
 
-def _batch(
+def _batch(  # noqa: PLR0917 - in the order in which C takes them
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -162,9 +162,9 @@ def _batch(
     table, longest, _ = layout
     _, heads, qk_dim = q.shape
     return (
-        *map(_at, (q, k, v, log_input, log_forget)),
+        *map(native.pointer, (q, k, v, log_input, log_forget)),
         *(x.stride(0) for x in (q, k, v)),
-        *map(_at, (*first, *starts)),
+        *map(native.pointer, (*first, *starts)),
         *(row.ctypes.data for row in table),
         *(heads, qk_dim, v.shape[2], int(reverse)),
         *(table.shape[1] - 1, longest, torch.get_num_threads()),

@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from ..backbones import config_to_dict
 from ..errors import ConfigError, ProcessiveError
+from ..kernels import keep_freed_memory
 from ..models import LanguageModel, ModelCard
 from ..sequences import check_writable, tokenizer_to_dict
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import Standing, clear_leftovers, find_checkpoint, read_checkpoint, write_checkpoint
 from .config import TrainingConfig
 from .data import Pieces, Sequences, epoch_batches
-from .memory import keep_freed_memory
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
 from .optimizer import make_optimizer, set_learning_rate

@@ -16,6 +16,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import torch  # before the library: both then share one OpenMP runtime and its threads
+from torch import Tensor
+
 from ...errors import ConfigError
 
 VARIANTS = ("baseline", "avx2", "avx512")  # by the level that the library reports
@@ -24,8 +27,6 @@ _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    import torch  # noqa: F401 - its OpenMP runtime is loaded first, so that both share one pool of threads
-
     files = sorted(Path(__file__).parent.glob("_native*.so"))
     try:
         return ctypes.CDLL(str(files[0])) if files else None
@@ -71,6 +72,16 @@ def function(name: str, signature: str) -> Callable[..., int]:
     found.errcheck = _checked
     result: Callable[..., int] = found
     return result
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return an uninitialised tensor on the CPU; every output of a native kernel is made here."""
+    return torch.empty(shape, dtype=dtype)
+
+
+def pointer(x: Tensor | None) -> int | None:
+    """Return the address of a tensor's first element, or None for None."""
+    return None if x is None else x.data_ptr()
 
 
 def _checked(result: int, *_: object) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from processive.kernels import native
 from torch import Tensor
 
 LENGTHS = [[1], [63], [64], [65], [1, 1, 1], [200, 1, 64, 3], [0, 5, 0], [0, 0], []]
@@ -15,6 +16,16 @@ LENGTHS = [[1], [63], [64], [65], [1, 1, 1], [200, 1, 64, 3], [0, 5, 0], [0, 0],
 def lengths(request: pytest.FixtureRequest) -> list[int]:
     """Sequence lengths that hurt."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _nan_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs of native kernels start as NaN, so that one that was not written is seen."""
+
+    def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.full(shape, torch.nan if dtype.is_floating_point else -(2**31), dtype=dtype)
+
+    monkeypatch.setattr(native, "empty", poisoned)
 
 
 def cumulative(lengths: Sequence[int]) -> Tensor:

@@ -1,6 +1,6 @@
 import platform
 
-from processive.training.memory import keep_freed_memory
+from processive.kernels import keep_freed_memory
 
 
 def test_only_glibc_takes_it():
