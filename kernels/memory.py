@@ -13,9 +13,8 @@ def keep_freed_memory() -> bool:
     """Ask the C library to keep freed blocks of up to 1 GiB instead of handing them back to the system at once.
 
     A step on a CPU frees and takes the same tensors again and again; the page faults of that were 15-20% of the time of
-    a small model's training, and half of the time of the mLSTM on 131,072 tokens (measured on two cores, glibc 2.36).
-    It holds for the process, so importing does not do it: training and inference do, and scripts may. Only glibc on
-    Linux has the switch.
+    a small model's training (measured on two cores, glibc 2.36). It holds for the process, so importing does not do
+    it: training and inference do, and scripts may. Only glibc on Linux has the switch.
 
     Returns:
         whether the C library took it.

@@ -1,6 +1,6 @@
 """The native form of the mLSTM: the chunks of ``mlstm_chunkwise``, in C; see ``native/mlstm.h``.
 
-Short sequences are one chunk, longer ones are cut into equal chunks of at most 64 tokens. The state's stabiliser m is a
+Short sequences are one chunk, longer ones are cut into equal chunks of at most 48 tokens. The state's stabiliser m is a
 maximum, so its gradient goes to whatever made it: the input gate of one token and the forget gates after that, or m of
 the initial state. Since C and n are stored times exp(-m), dm also takes -<C, dC> - <n, dn> at the end of a sequence and
 +<C, dC> + <n, dn> at its start.
@@ -20,7 +20,7 @@ from . import native
 
 State = tuple[Tensor, Tensor, Tensor]
 
-_CHUNK = 64
+_CHUNK = 48  # eight strips of the native product's six rows
 _LONGEST_SINGLE_CHUNK = 128
 _BATCH = "ppppp iii ppp ppp pppp iiii iii"
 
@@ -132,7 +132,7 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 def _layout(lengths: NDArray[np.int64], qk_dim: int, v_dim: int) -> tuple[NDArray[np.int64], int, int]:
     """Return (order, edges, chunks and first kept state of each sequence), the longest chunk, and the kept states.
 
-    One chunk of length L costs L (qk_dim + v_dim) products per token, chunks of 64 cost 64 (qk_dim + v_dim)
+    One chunk of length L costs L (qk_dim + v_dim) products per token, shorter chunks cost _CHUNK (qk_dim + v_dim)
     + 2 qk_dim v_dim; a sequence becomes a single chunk where that is cheaper.
     """
     single = min(_CHUNK + 2 * qk_dim * v_dim // (qk_dim + v_dim), _LONGEST_SINGLE_CHUNK)

