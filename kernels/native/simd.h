@@ -28,9 +28,13 @@ INLINE vec choose(vec_int mask, vec yes, vec no) { return (vec)((mask & (vec_int
 INLINE vec vec_max(vec a, vec b) { return choose(a > b, a, b); }
 INLINE vec vec_min(vec a, vec b) { return choose(a < b, a, b); }
 INLINE float sum(vec x) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
+    float parts[LANES]; /* added in pairs: one after the other, each would wait for the last */
+    *(vec_any *)parts = x;
+#pragma GCC unroll 4
+    for (int step = LANES / 2; step; step /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < step; i++) parts[i] += parts[i + step];
+    return parts[0];
 }
 INLINE int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -62,6 +66,9 @@ INLINE vec vec_exp(vec x) {
 #ifndef ROWS
 #define ROWS 6
 #endif
+#ifndef MULTIPLY_ADD
+#define MULTIPLY_ADD(a, b, c) ((c) + (a) * (b))
+#endif
 
 typedef struct {
     const float *at;
@@ -83,7 +90,7 @@ INLINE void tile(const int rows, const int vectors, int k, Operand a, const floa
         for (int i = 0; i < rows; i++) {
             vec x = all(a.at[i * a.row + p * a.column]);
 #pragma GCC unroll 4
-            for (int j = 0; j < vectors; j++) total[i][j] += x * line[j];
+            for (int j = 0; j < vectors; j++) total[i][j] = MULTIPLY_ADD(x, line[j], total[i][j]);
         }
     }
 #pragma GCC unroll 8
