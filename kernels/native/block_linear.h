@@ -6,13 +6,16 @@
 enum { GROUP_TOKENS = 8, SUM_PIECES = 32 }; /* sums over tokens go by a fixed number of pieces, whatever the threads */
 
 #if LANES == 16
-#define SPREAD(x, i)                                                                                               \
-    __builtin_shufflevector(x, x, i, i, i, i, i + 4, i + 4, i + 4, i + 4, i + 8, i + 8, i + 8, i + 8, i + 12,      \
-                            i + 12, i + 12, i + 12)
+#define SPREAD_ORDER(i) i, i, i, i, i + 4, i + 4, i + 4, i + 4, i + 8, i + 8, i + 8, i + 8, i + 12, i + 12, i + 12, i + 12
 #elif LANES == 8
-#define SPREAD(x, i) __builtin_shufflevector(x, x, i, i, i, i, i + 4, i + 4, i + 4, i + 4)
+#define SPREAD_ORDER(i) i, i, i, i, i + 4, i + 4, i + 4, i + 4
 #else
-#define SPREAD(x, i) __builtin_shufflevector(x, x, i, i, i, i)
+#define SPREAD_ORDER(i) i, i, i, i
+#endif
+#ifdef __clang__
+#define SPREAD(x, i) __builtin_shufflevector(x, x, SPREAD_ORDER(i))
+#else
+#define SPREAD(x, i) __builtin_shuffle(x, (vec_int){SPREAD_ORDER(i)})
 #endif
 
 /* to[size] = the sum of all pieces. */

@@ -58,8 +58,7 @@ static void pack_along(const float *from, int k, float *to) {
     int p = 0;
     for (; p + 2 * LANES <= k; p += 2 * LANES) {
         vec_int low = rounded(load(from + p)), high = rounded(load(from + p + LANES));
-        vec_short both = __builtin_shufflevector((vec_short)low, (vec_short)high, UPPER_HALVES);
-        store(to + p / 2, (vec)both);
+        store(to + p / 2, upper_halves(low, high));
     }
     for (; p < k; p += 2) {
         vec first = {from[p]}, second = {p + 1 < k ? from[p + 1] : 0};

@@ -14,7 +14,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def block_linear(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     """``weight`` [maps, blocks, out, in]."""
-    return tuple(x @ torch.block_diag(*blocks).mT for blocks in weight)
+    return tuple(x @ torch.block_diag(*blocks).mT for blocks in weight)  # type: ignore[no-untyped-call]
 
 
 def gated_norm(
@@ -30,6 +30,6 @@ def gated_norm(
     """``h`` [tokens, heads, head_dim]."""
     centred = h - h.mean(-1, keepdim=True)
     y = (weight * centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()).flatten(1)
-    if skip is not None:
+    if skip is not None and skip_weight is not None:
         y = y + skip * skip_weight
     return y * torch.sigmoid(gate) * (gate if activation == "silu" else 1)
