@@ -30,8 +30,10 @@ setup(
     ext_modules=[
         Extension(
             "processive.kernels.native._native",
-            sources=[f"{FOLDER}/{name}.c" for name in ("baseline", "avx2", "avx512")],
-            depends=[f"{FOLDER}/{name}.h" for name in ("kernels", "simd", "mlstm")],
+            sources=[f"{FOLDER}/{name}.c" for name in ("baseline", "avx2", "avx512", "bfloat16")],
+            depends=[
+                f"{FOLDER}/{name}.h" for name in ("kernels", "simd", "linear", "block_linear", "gated_norm", "mlstm")
+            ],
             extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-g0", *OPENMP],
             extra_link_args=OPENMP,
             optional=True,

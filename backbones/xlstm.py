@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..kernels import MLSTMState, mlstm, slstm
+from ..kernels import MLSTMState, gated_norm, mlstm, slstm
 from ..sequences import PackedBatch
 from .backbone import Backbone, BackboneConfig
 from .layers import (
@@ -174,11 +174,17 @@ class MLSTMBlock(nn.Module):
         """Return the residual stream after the block and, when asked, the block's state."""
         inner, gate = self.up(self.norm(x)).chunk(2, dim=-1)
         (v,) = self.value(inner)
-        mixed, new = [], None
-        for reverse in self.reverses:
-            h, new = self._read(inner, v, cu_seqlens, state, return_state=return_state, reverse=reverse)
-            mixed.append(h)
-        return x + self.dropout(self.down(summed(mixed) * F.silu(gate))), new
+        if len(self.reverses) == 1:
+            read = partial(self._read, return_state=return_state, reverse=self.reverses[0])
+            h, convolved, new = read(inner, v, cu_seqlens, state)
+            norm = partial(gated_norm, skip=convolved, skip_weight=self.skip, eps=self.head_norm.eps)
+            mixed = norm(h, self.head_norm.weight, gate)
+        else:
+            read = partial(self._read, inner, v, cu_seqlens, state, return_state=return_state)
+            ways = [read(reverse=reverse) for reverse in self.reverses]
+            skipped = [torch.addcmul(self.head_norm(h), self.skip, convolved) for h, convolved, _ in ways]
+            mixed, new = summed(skipped) * F.silu(gate), ways[-1][2]
+        return x + self.dropout(self.down(mixed)), new
 
     def _read(
         self,
@@ -189,7 +195,7 @@ class MLSTMBlock(nn.Module):
         *,
         return_state: bool,
         reverse: bool,
-    ) -> tuple[Hidden, ConvolvedState | None]:
+    ) -> tuple[Float[Tensor, "tokens heads head_dim"], Hidden, ConvolvedState | None]:
         past = None if state is None else state.convolution
         convolved, last = self.convolution(inner, cu_seqlens, past, return_state=return_state, reverse=reverse)
         convolved = F.silu(convolved)
@@ -198,8 +204,7 @@ class MLSTMBlock(nn.Module):
         cell = None if state is None else state.cell
         run = partial(run_mlstm, cu_seqlens=cu_seqlens, state=cell, return_state=return_state, reverse=reverse)
         h, after = run(q, k, v, gates, heads=self.heads)
-        h = torch.addcmul(self.head_norm(h), self.skip, convolved)
-        return h, ConvolvedState(after, last) if return_state else None
+        return h, convolved, ConvolvedState(after, last) if return_state else None
 
     def _gates(self, convolved: Hidden, inner: Hidden) -> Float[Tensor, "tokens gates"]:
         """The gates read q, k and v joined; those are linear in the two inputs here, so q, k and v are never joined."""

@@ -1,12 +1,15 @@
-"""Pure functions on tensors: mLSTM, sLSTM, attention, causal convolution, rotary positions.
+"""Pure functions on tensors: mLSTM, sLSTM, attention, causal convolution, rotary positions, linear maps.
 
-All of them take packed sequences (``cu_seqlens``), never let anything cross a boundary, and have exact gradients.
+Those on sequences take packed ones (``cu_seqlens``) and never let anything cross a boundary; all gradients are exact.
 ``kernels.reference`` holds the shortest float64 code for each, against which they are tested.
 """
 
 from .attention import attention
 from .backends import available_backends, chosen_backend
+from .block_linear import block_linear
 from .convolution import causal_conv1d
+from .gated_norm import gated_norm, head_norm
+from .linear import linear
 from .memory import keep_freed_memory
 from .mlstm import MLSTMState, mlstm
 from .rotary import rotary
@@ -17,9 +20,13 @@ __all__ = [
     "SLSTMState",
     "attention",
     "available_backends",
+    "block_linear",
     "causal_conv1d",
     "chosen_backend",
+    "gated_norm",
+    "head_norm",
     "keep_freed_memory",
+    "linear",
     "mlstm",
     "rotary",
     "slstm",

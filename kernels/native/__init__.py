@@ -59,15 +59,23 @@ def lanes() -> int:
 
 
 @cache
-def function(name: str, signature: str) -> Callable[..., int]:
+def has_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 pairs and the library may use that."""
+    library = _library()
+    return variant() == "avx512" and library is not None and bool(library.native_bfloat16())
+
+
+@cache
+def function(name: str, signature: str, variant_name: str | None = None) -> Callable[..., int]:
     """Return a native function that takes pointers (``p``), 64-bit integers (``i``) and floats (``f``).
 
-    Its result is 0, or 1 where it found no memory for its working space, which raises.
+    It is of the variant in use, or of ``"bfloat16"`` where ``has_bfloat16()``. Its result is 0, or 1 where it found no
+    memory for its working space, which raises.
 
     Raises:
         MemoryError: when called.
     """
-    found = getattr(_library(), f"{name}_{variant()}")
+    found = getattr(_library(), f"{name}_{variant_name or variant()}")
     found.argtypes = [_TYPES[letter] for letter in signature.replace(" ", "")]
     found.restype = ctypes.c_int
     found.errcheck = _checked

@@ -16,4 +16,7 @@ int EXPORT(ask_for_huge_pages)(void *at, int64_t bytes) {
     return 0;
 }
 
+#include "linear.h"
+#include "block_linear.h"
+#include "gated_norm.h"
 #include "mlstm.h"

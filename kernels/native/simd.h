@@ -77,6 +77,9 @@ INLINE vec vec_exp(vec x) {
 #ifndef ROWS
 #define ROWS 6
 #endif
+#ifndef MULTIPLY_ADD
+#define MULTIPLY_ADD(a, b, c) ((c) + (a) * (b))
+#endif
 
 typedef struct {
     const float *at;
@@ -98,7 +101,7 @@ INLINE void tile(const int rows, const int vectors, int k, Operand a, const floa
         for (int i = 0; i < rows; i++) {
             vec x = all(a.at[i * a.row + p * a.column]);
 #pragma GCC unroll 4
-            for (int j = 0; j < vectors; j++) total[i][j] += x * line[j];
+            for (int j = 0; j < vectors; j++) total[i][j] = MULTIPLY_ADD(x, line[j], total[i][j]);
         }
     }
 #pragma GCC unroll 8

@@ -1,9 +1,10 @@
-"""The truth: one float64 loop per kernel. Nobody makes these faster; everything faster is tested against them."""
+"""The truth: float64 code as it is defined. Nobody makes it faster; everything faster is tested against it."""
 
 from .attention import attention
 from .convolution import causal_conv1d
+from .linear import block_linear, gated_norm, linear
 from .mlstm import mlstm
 from .rotary import rotary
 from .slstm import slstm
 
-__all__ = ["attention", "causal_conv1d", "mlstm", "rotary", "slstm"]
+__all__ = ["attention", "block_linear", "causal_conv1d", "gated_norm", "linear", "mlstm", "rotary", "slstm"]

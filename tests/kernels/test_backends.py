@@ -9,7 +9,9 @@ from processive.kernels import available_backends, chosen_backend
 from processive.kernels.packing import collect, expect_shape, rounds, running_positions, sequence_lengths, spread
 
 
-@pytest.mark.parametrize("kernel", ["mlstm", "slstm", "attention", "causal_conv1d", "rotary"])
+@pytest.mark.parametrize(
+    "kernel", ["mlstm", "slstm", "attention", "causal_conv1d", "rotary", "linear", "block_linear", "gated_norm"]
+)
 def test_the_choice_can_be_asked(kernel):
     assert chosen_backend(kernel, device="cpu", dtype=torch.bfloat16) in available_backends(kernel)
 
