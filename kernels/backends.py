@@ -21,7 +21,7 @@ from . import native
 
 _BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
     "mlstm": ("native", "torch"),
-    "slstm": ("torch",),
+    "slstm": ("native", "torch"),
     "attention": ("torch",),
     "causal_conv1d": ("torch",),
     "rotary": ("torch",),

@@ -2,3 +2,4 @@
 #include "simd.h"
 
 #include "mlstm.h"
+#include "slstm.h"
