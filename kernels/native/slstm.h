@@ -271,7 +271,7 @@ static void slstm_backward_group(const Slstm *s, int64_t head, const SlstmSequen
                                  const float *dy, const float *const *d_last, float *d_gates, float *const *d_initial,
                                  float *scratch) {
     const int dim = (int)s->dim, padded = s->padded;
-    const int64_t width = s->heads * dim;
+    const int64_t width = s->heads * dim, way = s->reverse ? -1 : 1;
     size_t part = (size_t)count * padded;
     float *carry[4], *d_gate = scratch + 4 * part; /* carry: gradients of y, c, n, and the free part of m's */
     memset(scratch, 0, 8 * part * sizeof(float));
@@ -289,25 +289,30 @@ static void slstm_backward_group(const Slstm *s, int64_t head, const SlstmSequen
     for (int64_t t = count ? group[0].length - 1 : -1; t >= 0; t--) {
         while (active < count && group[active].length > t) active++;
         for (int r = 0; r < active; r++) {
-            int64_t sequence = group[r].index, token = slstm_token(s, sequence, t);
-            float *kept = slstm_saved_at(s, saved, head, token);
-            const float *before = t ? slstm_saved_at(s, saved, head, slstm_token(s, sequence, t - 1)) : NULL;
-            float *to = d_gates + token * 4 * width + head * dim;
+            int64_t token = slstm_token(s, group[r].index, t), start = group[r].index * width + head * dim;
+            float *kept = slstm_saved_at(s, saved, head, token), *to = d_gates + token * 4 * width + head * dim;
+            const float *of = dy ? dy + token * width + head * dim : NULL;
             for (int unit = 0; unit < dim; unit += LANES) {
                 int some = dim - unit;
-                ptrdiff_t at = r * padded + unit, start = sequence * width + head * dim + unit;
+                ptrdiff_t at = r * padded + unit;
+                float *here = kept + unit * SLSTM_SAVED, *before = here - way * padded * SLSTM_SAVED;
                 vec c_before = {0}, n_before = {0}, of_y = load(carry[0] + at), d[4];
-                if (before) {
-                    c_before = load(before + unit * SLSTM_SAVED + 4 * LANES);
-                    n_before = load(before + unit * SLSTM_SAVED + 5 * LANES);
+                for (int i = 0; i < SLSTM_SAVED; i++)
+                    __builtin_prefetch(before - way * padded * SLSTM_SAVED + i * LANES, 0, 2);
+                if (t) {
+                    c_before = load(before + 4 * LANES);
+                    n_before = load(before + 5 * LANES);
                 } else if (initial[0]) {
-                    c_before = load_some(initial[1] + start, some);
-                    n_before = load_some(initial[2] + start, some);
+                    c_before = load_some(initial[1] + start + unit, some);
+                    n_before = load_some(initial[2] + start + unit, some);
                 }
-                if (dy) of_y += load_some(dy + token * width + head * dim + unit, some);
-                slstm_cell_backward(kept + unit * SLSTM_SAVED, c_before, n_before, of_y, carry[1] + at, carry[2] + at,
-                                    carry[3] + at, d);
+                if (of) {
+                    __builtin_prefetch(of + unit - way * width, 0, 2);
+                    of_y += load_some(of + unit, some);
+                }
+                slstm_cell_backward(here, c_before, n_before, of_y, carry[1] + at, carry[2] + at, carry[3] + at, d);
                 for (int gate = 0; gate < 4; gate++) {
+                    __builtin_prefetch(to + (gate - 4 * way) * width + unit, 1, 2);
                     store_some(to + gate * width + unit, d[gate], some);
                     store(d_gate + gate * part + at, d[gate]);
                 }
@@ -334,7 +339,7 @@ static size_t slstm_weight_floats(const Slstm *s) { return (size_t)2 * (s->dim +
 static void slstm_weight_gradient(const Slstm *s, int64_t gate, int64_t head, const float *d_gates, const float *y,
                                   const float *y0, float *d_recurrent, float *scratch) {
     const int dim = (int)s->dim, padded = s->padded;
-    const int64_t width = s->heads * dim;
+    const int64_t width = s->heads * dim, way = s->reverse ? -1 : 1;
     const size_t size = (size_t)dim * padded;
     float *total = scratch, *partial = total + size, *left = partial + size, *right = left + SLSTM_CHUNK * padded;
     memset(scratch, 0, slstm_weight_floats(s) * sizeof(float));
@@ -345,10 +350,13 @@ static void slstm_weight_gradient(const Slstm *s, int64_t gate, int64_t head, co
         for (int64_t t = y0 || end ? 0 : 1; t < length; t++) {
             if (!end) {
                 const float *before = t ? y + slstm_token(s, sequence, t - 1) * width : y0 + sequence * width;
-                const float *of_gate = d_gates + (slstm_token(s, sequence, t) * 4 + gate) * width;
+                const float *of_gate = d_gates + (slstm_token(s, sequence, t) * 4 + gate) * width + head * dim;
+                before += head * dim;
                 for (int i = 0; i < dim; i += LANES) {
-                    store(left + filled * padded + i, load_some(of_gate + head * dim + i, dim - i));
-                    store(right + filled * padded + i, load_some(before + head * dim + i, dim - i));
+                    __builtin_prefetch(of_gate + i + way * 16 * 4 * width);
+                    __builtin_prefetch(before + i + way * 16 * width);
+                    store(left + filled * padded + i, load_some(of_gate + i, dim - i));
+                    store(right + filled * padded + i, load_some(before + i, dim - i));
                 }
                 if (++filled < SLSTM_CHUNK) continue;
             }
