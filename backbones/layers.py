@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +155,7 @@ class FeedForward(nn.Module):
 
 
 class CausalConvolution(nn.Module):
-    """Depthwise causal convolution with bias; never reaches over a sequence's edge."""
+    """Depthwise causal convolution with bias, then SiLU; never reaches over a sequence's edge."""
 
     def __init__(self, channels: int, taps: int) -> None:
         super().__init__()
@@ -171,10 +172,8 @@ class CausalConvolution(nn.Module):
         return_state: bool,
         reverse: bool,
     ) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "sequences past channels"] | None]:
-        """Return the convolved tokens and, when asked, the last ``taps - 1`` inputs of each sequence."""
-        weight, bias = self.weight, self.bias
-        if return_state:
-            return causal_conv1d(
-                x, weight, bias, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse, return_state=True
-            )
-        return causal_conv1d(x, weight, bias, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse), None
+        """Return the activated tokens and, when asked, the last ``taps - 1`` inputs of each sequence."""
+        run = partial(causal_conv1d, x, self.weight, self.bias, activation="silu", initial_state=state)
+        run = partial(run, cu_seqlens=cu_seqlens, reverse=reverse)
+        return run(return_state=True) if return_state else (run(), None)
+        return run(activation="silu"), None

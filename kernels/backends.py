@@ -23,7 +23,7 @@ _BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
     "mlstm": ("native", "torch"),
     "slstm": ("native", "torch"),
     "attention": ("torch",),
-    "causal_conv1d": ("torch",),
+    "causal_conv1d": ("native", "torch"),
     "rotary": ("torch",),
 }
 
