@@ -70,10 +70,8 @@ def _forward(
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, options: Options, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        inputs = _laid_out(x, weight, bias, state)
+    def forward(ctx: Any, options: Options, *tensors: Any) -> tuple[Tensor, Tensor | None]:
+        inputs = _laid_out(*tensors)
         ctx.save_for_backward(*inputs)
         ctx.options = options
         ctx.set_materialize_grads(False)

@@ -75,10 +75,10 @@ def test_one_output_alone_has_a_gradient(backend, cu, grads, assert_close):
     dtype, rms_ratio = EXACT[backend]
     leaves = [*random_inputs(9, 4, dtype), torch.randn(3, 3, CHANNELS, dtype=dtype, requires_grad=True)]
     doubles = [x.detach().double().requires_grad_() for x in leaves]
-    options = {"cu_seqlens": cu([6, 1, 2])}
-    got = causal_conv1d(*leaves[:3], initial_state=leaves[3], return_state=True, backend=backend, **options)
-    want = reference.causal_conv1d(*doubles[:3], initial_state=doubles[3], **options)
-    for part, want_part in zip(got, want, strict=True):
+    run = partial(causal_conv1d, *leaves[:3], initial_state=leaves[3], return_state=True, backend=backend)
+    want = reference.causal_conv1d(*doubles[:3], initial_state=doubles[3], cu_seqlens=cu([6, 1, 2]))
+    for number, want_part in enumerate(want):
+        part = run(cu_seqlens=cu([6, 1, 2]))[number]
         assert_close(grads([part], leaves), grads([want_part], doubles), rms_ratio)
 
 
@@ -150,7 +150,5 @@ def test_what_does_not_fit_is_refused(cu):
         causal_conv1d(x, weight, bias, initial_state=torch.zeros(2, 3, CHANNELS, dtype=x.dtype))
     with pytest.raises(ShapeError, match="at least one tap"):
         causal_conv1d(x, weight[:, :0], bias)
-    with pytest.raises(ConfigError, match="'silu', not 'gelu'"):
-        causal_conv1d(x, weight, bias, activation="gelu")
     with pytest.raises(ConfigError, match="no backend"):
         causal_conv1d(x, weight, bias, backend="cuda")
