@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -173,7 +172,20 @@ class CausalConvolution(nn.Module):
         reverse: bool,
     ) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "sequences past channels"] | None]:
         """Return the activated tokens and, when asked, the last ``taps - 1`` inputs of each sequence."""
-        run = partial(causal_conv1d, x, self.weight, self.bias, activation="silu", initial_state=state)
-        run = partial(run, cu_seqlens=cu_seqlens, reverse=reverse)
-        return run(return_state=True) if return_state else (run(), None)
+        weight, bias = self.weight, self.bias
+        if return_state:
+            return causal_conv1d(
+                x,
+                weight,
+                bias,
+                cu_seqlens=cu_seqlens,
+                initial_state=state,
+                reverse=reverse,
+                activation="silu",
+                return_state=True,
+            )
+        y = causal_conv1d(
+            x, weight, bias, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse, activation="silu"
+        )
+        return y, None
         return run(activation="silu"), None

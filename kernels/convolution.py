@@ -97,13 +97,15 @@ def causal_conv1d(
     if activation not in (None, "silu"):
         raise ConfigError(f"The activation of a causal convolution is None or 'silu', not {activation!r}.")
 
-    if choose_backend("causal_conv1d", backend, x.device, x.dtype) == "native":
-        parts = (part if part is None else part.float() for part in (x, weight, bias, initial_state))
+    chosen = choose_backend("causal_conv1d", backend, x.device, x.dtype)
+    dtype = torch.float32 if chosen == "native" else x.dtype
+    offset = None if bias is None else bias.to(dtype)
+    state = None if initial_state is None else initial_state.to(dtype)
+    if chosen == "native":
         options = Options(boundaries(cu_seqlens, tokens), return_state, reverse, silu=activation == "silu")
-        y, last = convolution_native(*parts, options)
+        y, last = convolution_native(x.to(dtype), weight.to(dtype), offset, state, options)
     else:
-        parts = (part if part is None else part.to(x.dtype) for part in (x, weight, bias, initial_state))
-        y, last = _torch(*parts, lengths, return_state=return_state, reverse=reverse)
+        y, last = _torch(x, weight.to(dtype), offset, state, lengths, return_state=return_state, reverse=reverse)
         y = y if activation is None else silu(y)
     if not return_state:
         return y.to(x.dtype)
