@@ -188,4 +188,3 @@ class CausalConvolution(nn.Module):
             x, weight, bias, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse, activation="silu"
         )
         return y, None
-        return run(activation="silu"), None
