@@ -1,12 +1,13 @@
 """The one thing that setup.cfg cannot say: native kernels, which may be absent where there is no C compiler."""
 
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-FOLDER = "kernels/native"
+FOLDER = Path("kernels/native")
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler has none: one thread there
 
 
@@ -30,10 +31,8 @@ setup(
     ext_modules=[
         Extension(
             "processive.kernels.native._native",
-            sources=[f"{FOLDER}/{name}.c" for name in ("baseline", "avx2", "avx512", "bfloat16")],
-            depends=[
-                f"{FOLDER}/{name}.h" for name in ("kernels", "simd", "linear", "block_linear", "gated_norm", "mlstm")
-            ],
+            sources=sorted(str(path) for path in FOLDER.glob("*.c")),
+            depends=sorted(str(path) for path in FOLDER.glob("*.h")),
             extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-g0", *OPENMP],
             extra_link_args=OPENMP,
             optional=True,

@@ -159,7 +159,7 @@ class FeedForward(nn.Module):
 
 
 class CausalConvolution(nn.Module):
-    """Depthwise causal convolution with bias; never reaches over a sequence's edge."""
+    """Depthwise causal convolution with bias, then SiLU; never reaches over a sequence's edge."""
 
     def __init__(self, channels: int, taps: int) -> None:
         super().__init__()
@@ -176,10 +176,20 @@ class CausalConvolution(nn.Module):
         return_state: bool,
         reverse: bool,
     ) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "sequences past channels"] | None]:
-        """Return the convolved tokens and, when asked, the last ``taps - 1`` inputs of each sequence."""
+        """Return the activated tokens and, when asked, the last ``taps - 1`` inputs of each sequence."""
         weight, bias = self.weight, self.bias
         if return_state:
             return causal_conv1d(
-                x, weight, bias, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse, return_state=True
+                x,
+                weight,
+                bias,
+                cu_seqlens=cu_seqlens,
+                initial_state=state,
+                reverse=reverse,
+                activation="silu",
+                return_state=True,
             )
-        return causal_conv1d(x, weight, bias, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse), None
+        y = causal_conv1d(
+            x, weight, bias, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse, activation="silu"
+        )
+        return y, None

@@ -198,7 +198,6 @@ class MLSTMBlock(nn.Module):
     ) -> tuple[Float[Tensor, "tokens heads head_dim"], Hidden, ConvolvedState | None]:
         past = None if state is None else state.convolution
         convolved, last = self.convolution(inner, cu_seqlens, past, return_state=return_state, reverse=reverse)
-        convolved = F.silu(convolved)
         q, k = self.query_key(convolved)
         gates = self._gates(convolved, inner)
         cell = None if state is None else state.cell
@@ -271,7 +270,7 @@ class SLSTMBlock(nn.Module):
     ) -> tuple[Hidden, ConvolvedState | None]:
         past = None if state is None else state.convolution
         convolved, last = self.convolution(normed, cu_seqlens, past, return_state=return_state, reverse=reverse)
-        i, f = self.input_forget(F.silu(convolved))
+        i, f = self.input_forget(convolved)
         gates = torch.stack((i, f, *cell_output), dim=1).view(-1, *self.bias.shape) + self.bias
         cell = None if state is None else state.cell
         run = partial(slstm, gates, self.recurrent, cu_seqlens=cu_seqlens, initial_state=cell, reverse=reverse)

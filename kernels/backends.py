@@ -23,9 +23,9 @@ from . import cpu, native
 
 _BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
     "mlstm": ("native", "torch"),
-    "slstm": ("torch",),
+    "slstm": ("native", "torch"),
     "attention": ("torch",),
-    "causal_conv1d": ("torch",),
+    "causal_conv1d": ("native", "torch"),
     "rotary": ("torch",),
     "linear": ("native", "onednn", "torch"),
     "block_linear": ("native", "torch"),

@@ -43,6 +43,13 @@ def sequence_lengths(
     return lengths
 
 
+def boundaries(cu_seqlens: Int[Tensor, " boundaries"] | None, tokens: int) -> Int[Tensor, " boundaries"]:
+    """Return ``cu_seqlens`` as native kernels read it: int64, contiguous, on the CPU."""
+    if cu_seqlens is None:
+        return torch.tensor([0, tokens])
+    return cu_seqlens.detach().to("cpu", torch.int64).contiguous()
+
+
 def running_positions(lengths: NDArray[np.int64], reverse: bool) -> NDArray[np.int64]:
     """Return how many tokens of its own sequence each token has behind it, in running direction."""
     starts = np.cumsum(lengths) - lengths

@@ -9,20 +9,26 @@ The state starts at zero. There is no epsilon, so y does not depend on m and the
 
 Source: Beck et al. 2024, xLSTM (arXiv:2405.04517), equations 8-18.
 Floor per token and head: 8 head_dim^2 FLOP forward, 24 head_dim^2 with the backward, one step after the other, and
-20 head_dim bytes in float32 (read four gates, write y); R stays in cache.
+20 head_dim bytes in float32 (read four gates, write y); R stays in cache. The native backend on two Zen 4 cores (220
+GFLOP/s), 8 sequences of 1,024, 4 heads of 64: forward 115 GFLOP/s (880,000 tokens/s), half of the floor, since the
+gates' functions take a third as long as the products; with the backward 60 GFLOP/s (150,000 tokens/s), a quarter, which
+also writes and reads back 6 numbers per token and unit and writes 4 gradients.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .backends import choose_backend
-from .packing import collect, expect_shape, gate_dtype, round_rows, rounds, sequence_lengths, spread
+from .packing import boundaries, collect, expect_shape, gate_dtype, round_rows, rounds, sequence_lengths, spread
+from .slstm_native import slstm_native
 
 
 class SLSTMState(NamedTuple):
@@ -94,23 +100,36 @@ def slstm(
     if initial_state is not None:
         for name, part in zip(SLSTMState._fields, initial_state, strict=True):
             expect_shape(f"initial_state.{name}", part, (len(lengths), heads, head_dim))
-    choose_backend("slstm", backend, gates.device, gates.dtype)
+    chosen = choose_backend("slstm", backend, gates.device, gates.dtype)
 
     dtype = gate_dtype(gates.dtype)
+    state = None if initial_state is None else tuple(part.to(dtype) for part in initial_state)
+    with torch.autocast(gates.device.type, enabled=False):
+        if chosen == "native":
+            edges = boundaries(cu_seqlens, tokens)
+            y, *last = slstm_native(
+                gates.to(dtype), recurrent.to(dtype), edges, state, return_state=return_state, reverse=reverse
+            )
+        else:
+            y, last = _torch(gates.to(dtype), recurrent.to(dtype), lengths, state, reverse)
+    y = y.to(gates.dtype)
+    return (y, SLSTMState(*last)) if return_state else y
+
+
+def _torch(
+    gates: Tensor, recurrent: Tensor, lengths: NDArray[np.int64], initial: tuple[Tensor, ...] | None, reverse: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Run everywhere: a loop over rounds, each some torch calls."""
+    tokens, _, heads, head_dim = gates.shape
     plan = rounds(lengths)
     row = torch.from_numpy(round_rows(lengths, plan, reverse)).to(gates.device)
     order, rank = (torch.from_numpy(index).to(gates.device) for index in (plan.order, plan.rank))
-    with torch.autocast(gates.device.type, enabled=False):
-        by_round = spread(gates.to(dtype), row, tokens)
-        if initial_state is None:
-            state = [gates.new_zeros(len(lengths), heads, head_dim, dtype=dtype) for _ in SLSTMState._fields]
-        else:
-            state = [part.to(dtype).index_select(0, order) for part in initial_state]
-        y_by_round, last = _loop(by_round, recurrent.to(dtype), state, plan.counts)
-        y = collect(y_by_round, row).to(gates.dtype)
-        if not return_state:
-            return y
-        return y, SLSTMState(*(part.index_select(0, rank) for part in last))
+    if initial is None:
+        state = [gates.new_zeros(len(lengths), heads, head_dim) for _ in SLSTMState._fields]
+    else:
+        state = [part.index_select(0, order) for part in initial]
+    y_by_round, last = _loop(spread(gates, row, tokens), recurrent, state, plan.counts)
+    return collect(y_by_round, row), [part.index_select(0, rank) for part in last]
 
 
 def _loop(gates: Tensor, recurrent: Tensor, state: list[Tensor], counts: list[int]) -> tuple[Tensor, list[Tensor]]:

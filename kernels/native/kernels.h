@@ -19,4 +19,6 @@ int EXPORT(ask_for_huge_pages)(void *at, int64_t bytes) {
 #include "linear.h"
 #include "block_linear.h"
 #include "gated_norm.h"
+#include "convolution.h"
 #include "mlstm.h"
+#include "slstm.h"

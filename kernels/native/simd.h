@@ -9,6 +9,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -49,13 +52,24 @@ INLINE float sum(vec x) {
 #endif
 INLINE int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
 
-/* exp to within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN stays NaN.
+/* The first or last `count` numbers of a row, zeros behind them; a whole vector where there are as many. */
+INLINE vec load_some(const float *from, int count) {
+    if (count >= LANES) return load(from);
+    vec x = {0};
+    memcpy(&x, from, (size_t)count * sizeof(float));
+    return x;
+}
+INLINE void store_some(float *to, vec x, int count) {
+    if (count >= LANES) store(to, x);
+    else memcpy(to, &x, (size_t)count * sizeof(float));
+}
+
+/* exp to within 2 units in the last place for -87.3 <= x <= 88.3; NaN stays NaN.
    exp(x) = 2^n exp(r) with |r| <= ln 2 / 2, ln 2 in two parts, and a polynomial (Cephes, Moshier 1992). */
-INLINE vec vec_exp(vec x) {
+INLINE vec vec_exp_inside(vec x) {
     const vec magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest integer */
-    vec inside = vec_min(vec_max(x, all(-87.33654f)), all(88.37626f));
-    vec n = (inside * 1.44269504088896341f + magic) - magic;
-    vec r = inside - n * 0.693359375f;
+    vec n = (x * 1.44269504088896341f + magic) - magic;
+    vec r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
     vec p = all(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
@@ -64,10 +78,58 @@ INLINE vec vec_exp(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    vec y = (vec)((vec_int)p + (__builtin_convertvector(n, vec_int) << 23));
+    return (vec)((vec_int)p + (__builtin_convertvector(n, vec_int) << 23));
+}
+
+/* exp; 0 below -87.3, infinity above 88.3, NaN stays NaN. */
+INLINE vec vec_exp(vec x) {
+    vec y = vec_exp_inside(vec_min(vec_max(x, all(-87.33654f)), all(88.37626f)));
     y = choose(x < -87.33654f, (vec){0}, y);
     y = choose(x > 88.37626f, all(INFINITY), y);
     return choose(x != x, x, y);
+}
+
+/* exp(-|x|), and exp kept within the range of float32: cheaper than vec_exp, and as accurate. */
+INLINE vec vec_abs(vec x) { return (vec)((vec_int)x & 0x7fffffff); }
+INLINE vec vec_exp_decay(vec x) {
+    vec size = vec_abs(x);
+    vec_int gone = size > 87.33654f;
+    return choose(gone, (vec){0}, vec_exp_inside(choose(gone, (vec){0}, -size)));
+}
+INLINE vec vec_exp_finite(vec x) {
+    x = choose(x > 88.0f, all(88.0f), x); /* comparisons that NaN fails, so that it stays */
+    return vec_exp_inside(choose(x < -87.0f, all(-87.0f), x));
+}
+INLINE vec vec_sigmoid(vec x) { return 1.0f / (1.0f + vec_exp_finite(-x)); }
+
+/* tanh to within 4e-7 of its size: x P(x^2) / Q(x^2) on [-9, 9], a minimax fit (2e-8) of relative error. */
+INLINE vec vec_tanh(vec x) {
+    x = choose(x > 9.0f, all(9.0f), x);
+    x = choose(x < -9.0f, all(-9.0f), x);
+    vec square = x * x;
+    vec p = square * 1.335537771e-8f + 2.0609640560e-5f, q = square * 7.776863739e-7f + 3.285693328e-4f;
+    p = p * square + 3.4956237852e-3f;
+    q = q * square + 2.5877119582e-2f;
+    p = p * square + 1.3381056214e-1f;
+    q = q * square + 4.6714371830e-1f;
+    p = p * square + 9.9999997948e-1f;
+    q = q * square + 1.0f;
+    return x * p / q;
+}
+
+/* logsigmoid(x) and its slope sigmoid(-x), from e = vec_exp_decay(x), with one division:
+   log(1 + e) = 2 artanh(e / (2 + e)). */
+INLINE vec vec_logsigmoid(vec x, vec e, vec *slope) {
+    vec one_more = 1.0f + e, two_more = 2.0f + e;
+    vec shared = 1.0f / (one_more * two_more);
+    vec t = e * one_more * shared, square = t * t;
+    vec p = square * (1.0f / 13) + 1.0f / 11;
+    p = p * square + 1.0f / 9;
+    p = p * square + 1.0f / 7;
+    p = p * square + 1.0f / 5;
+    p = p * square + 1.0f / 3;
+    *slope = choose(x < 0, all(1.0f), e) * two_more * shared;
+    return vec_min(x, (vec){0}) - 2.0f * (p * square * t + t);
 }
 
 /* Matrix products of operands that lie in cache: C[m][n] (=, +=) A[m][k] B[k][n].
@@ -204,3 +266,16 @@ INLINE void add_scaled(float *to, const float *x, float by, int n) {
 
 /* A thread's own working memory, aligned to a cache line; NULL when there is none. */
 INLINE float *workspace(size_t floats) { return (float *)aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64); }
+
+/* Ask for large pages under a fresh tensor of some megabytes: with small ones, the system takes longer to hand the
+   memory out than a kernel takes to fill it. Only a hint, and none where there are no large pages. */
+static void large_pages(void *memory, size_t floats) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)1 << 21;
+    uintptr_t from = ((uintptr_t)memory + page - 1) / page * page;
+    uintptr_t to = ((uintptr_t)memory + floats * sizeof(float)) / page * page;
+    if (memory && to > from) madvise((void *)from, to - from, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)floats;
+#endif
+}

@@ -16,6 +16,7 @@ def causal_conv1d(
     cu_seqlens: Tensor | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    activation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return y and the last ``taps - 1`` inputs of each sequence, in float64."""
     x, weight = x.double(), weight.double()
@@ -30,4 +31,6 @@ def causal_conv1d(
             window = window[1:]
         states.append(window)
     y = torch.stack(outputs) if tokens else x
+    if activation == "silu":
+        y = y * torch.sigmoid(y)
     return y, torch.stack(states) if states else x.new_zeros(0, taps - 1, channels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -73,3 +73,12 @@ def grads() -> Callable[..., list[Tensor]]:
 @pytest.fixture
 def assert_close() -> Callable[..., None]:
     return compare
+
+
+@pytest.fixture
+def nan_outputs() -> Iterator[None]:
+    """Let torch fill fresh memory with NaN, so that what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

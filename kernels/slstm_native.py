@@ -1,0 +1,82 @@
+"""The sLSTM's native backend: what C wants to see, and its place in autograd. ``native/slstm.h`` does the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import native
+
+SAVED = 6  # numbers per token and unit that the backward needs, as in slstm.h
+WIDEST = 16  # numbers in the widest vector of any variant; units are padded to whole vectors
+
+
+def slstm_native(
+    gates: Float[Tensor, "tokens 4 heads head_dim"],
+    recurrent: Float[Tensor, "4 heads head_dim head_dim"],
+    edges: Int[Tensor, " boundaries"],
+    state: tuple[Tensor, ...] | None,
+    *,
+    return_state: bool,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    """Return y and, when asked, the four parts of the last state; everything float32, ``edges`` int64 on the CPU."""
+    inputs = (gates, recurrent, *(state or ()))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        outputs: tuple[Tensor, ...] = _SLSTM.apply(edges, reverse, return_state, *inputs)  # type: ignore[no-untyped-call]
+        return outputs
+    y, last, _ = _forward(edges, reverse, [x.contiguous() for x in inputs], return_state=return_state, save=False)
+    return (y, *last)
+
+
+def _forward(
+    edges: Tensor, reverse: bool, inputs: list[Tensor], *, return_state: bool, save: bool
+) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    gates, recurrent, *state = inputs
+    tokens, _, heads, head_dim = gates.shape
+    sequences = len(edges) - 1
+    y = gates.new_empty(tokens, heads, head_dim)
+    last = [gates.new_empty(sequences, heads, head_dim) for _ in range(4)] if return_state else []
+    saved = gates.new_empty(tokens * heads * SAVED * (-(-head_dim // WIDEST) * WIDEST)) if save else None
+    native.function("slstm_forward", "ppp pppp p pppp p iiii")(
+        gates.data_ptr(), recurrent.data_ptr(), edges.data_ptr(), *_pointers(state or [None] * 4), y.data_ptr(),
+        *_pointers(last or [None] * 4), *_pointers([saved]), sequences, heads, head_dim, reverse,
+    )  # fmt: skip
+    return y, last, saved
+
+
+class _SLSTM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, edges: Tensor, reverse: bool, return_state: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
+        inputs = tuple(x.contiguous() for x in inputs)
+        y, last, saved = _forward(edges, reverse, list(inputs), return_state=return_state, save=True)
+        _, recurrent, *state = inputs
+        ctx.save_for_backward(edges, recurrent, y, saved, *state, *last[1:3])
+        ctx.reverse, ctx.with_state = reverse, bool(state)
+        ctx.set_materialize_grads(False)
+        return (y, *last)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, *d_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        edges, recurrent, y, saved, *states = ctx.saved_tensors
+        state, last = (states[:4], states[4:]) if ctx.with_state else ([], states)
+        tokens, heads, head_dim = y.shape
+        upstream = [None if x is None else x.contiguous() for x in (dy, *(d_last or [None] * 4))]
+        d_gates = y.new_empty(tokens, 4, heads, head_dim)
+        d_recurrent = torch.empty_like(recurrent) if ctx.needs_input_grad[4] else None
+        d_state = [torch.empty_like(part) for part in state]
+        native.function("slstm_backward", "pp ppp p pp p p pppp p p pppp iiii")(
+            recurrent.data_ptr(), edges.data_ptr(), *_pointers(state[:3] or [None] * 3), y.data_ptr(),
+            *_pointers(last or [None] * 2), saved.data_ptr(), *_pointers(upstream), d_gates.data_ptr(),
+            *_pointers([d_recurrent]), *_pointers(d_state or [None] * 4), len(edges) - 1, heads, head_dim, ctx.reverse,
+        )  # fmt: skip
+        return None, None, None, d_gates, d_recurrent, *d_state
+
+
+def _pointers(tensors: list[Tensor | None] | list[Tensor] | list[None]) -> list[int | None]:
+    return [None if x is None else x.data_ptr() for x in tensors]
