@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import ConfigError, ShapeError
+from .attention_native import native_attention
 from .backends import choose_backend
 from .packing import collect, expect_shape, sequence_lengths, spread
 
@@ -66,9 +67,29 @@ def attention(
     if prefix is not None:
         expect_shape("prefix", prefix, (len(lengths),))
         prefixes = prefix.detach().cpu().numpy().astype(np.int64)
-    choose_backend("attention", backend, q.device, q.dtype)
+    chosen = choose_backend("attention", backend, q.device, q.dtype)
+    if not tokens or not v.shape[-1]:
+        return q.new_zeros(tokens, heads, v.shape[-1])
+    scale = dim**-0.5 if scale is None else float(scale)
+    run = native_attention if chosen == "native" else _grouped
+    sizes = {"lengths": lengths, "key_lengths": key_lengths, "prefixes": prefixes}
+    return run(q, k, v, **sizes, causal=causal, window=window, scale=scale)
 
-    # One permutation makes every group a contiguous slice; the groups are views of it.
+
+def _grouped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    lengths: NDArray[np.int64],
+    key_lengths: NDArray[np.int64],
+    prefixes: NDArray[np.int64],
+    causal: bool,
+    window: int | None,
+    scale: float,
+) -> Tensor:
+    """Sequences of equal lengths together; one permutation makes every group a contiguous slice."""
+    (tokens, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
     order = np.lexsort((lengths, key_lengths))
     q_row, k_row = (torch.from_numpy(_rows(sizes, order)).to(q.device) for sizes in (lengths, key_lengths))
     q, k, v = spread(q, q_row, tokens), spread(k, k_row, keys), spread(v, k_row, keys)
@@ -92,8 +113,6 @@ def attention(
                 .reshape(-1, heads, v.shape[-1])
             )
         q_start, k_start = q_end, k_end
-    if not outputs:
-        return q.new_zeros(tokens, heads, v.shape[-1])
     return collect(outputs[0] if len(outputs) == 1 else torch.cat(outputs), q_row)
 
 

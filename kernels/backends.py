@@ -22,7 +22,7 @@ from . import native
 _BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
     "mlstm": ("native", "torch"),
     "slstm": ("torch",),
-    "attention": ("torch",),
+    "attention": ("native", "torch"),
     "causal_conv1d": ("torch",),
     "rotary": ("torch",),
 }
