@@ -70,32 +70,112 @@ static Block next_block(const Part *p, Range r, int j) {
     return (Block){size, causal && j > r.i0 ? (j - r.i0) / LANES * LANES : 0, masked};
 }
 
-INLINE vec_int lanes_from(int i) {
-    vec_int lanes;
-    for (int lane = 0; lane < LANES; lane++) lanes[lane] = i + lane;
-    return lanes;
+/* exp of what is not above 0, to within 2 units in the last place; 0 below -87.3, NaN stays NaN. As vec_exp, and half of
+   its work: the exponent stands in the low bits of x / ln 2 + magic, bias included. */
+INLINE vec exp_below(vec x) {
+    const vec magic = all(12582912.0f + 127);
+    vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
+    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vec p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return choose(x < -87.33654f, (vec){0}, p * (vec)((vec_int)shifted << 23));
 }
 
-INLINE vec_int sees(const Part *p, vec_int i, int j) {
-    int32_t window = p->a->window < INT32_MAX ? p->a->window : INT32_MAX;
-    vec_int distance = i - j, near = (distance < window) & (distance > -window);
-    if (p->a->causal) near &= distance >= 0;
-    return near | ((i < p->lead) & ((vec_int){0} + j < p->lead));
+/* Transpose LANES x LANES in registers: at each width, swap what stands off the diagonal (Eklundh 1972). */
+#define LOW(lane, width) ((lane) & (width) ? LANES + (lane) - (width) : (lane))
+#define HIGH(lane, width) ((lane) & (width) ? LANES + (lane) : (lane) + (width))
+#define FOUR(pick, l, w) pick(l, w), pick(l + 1, w), pick(l + 2, w), pick(l + 3, w)
+#if LANES == 16
+#define EACH(pick, w) FOUR(pick, 0, w), FOUR(pick, 4, w), FOUR(pick, 8, w), FOUR(pick, 12, w)
+#elif LANES == 8
+#define EACH(pick, w) FOUR(pick, 0, w), FOUR(pick, 4, w)
+#else
+#define EACH(pick, w) FOUR(pick, 0, w)
+#endif
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vec_int){__VA_ARGS__})
+#endif
+
+INLINE void transpose_lanes(vec *row) {
+    vec upper, lower;
+#define STAGE(width)                                                                                               \
+    for (int r = 0; r < LANES; r++)                                                                                \
+        if (!(r & width)) {                                                                                        \
+            upper = row[r], lower = row[r + width];                                                                \
+            row[r] = SHUFFLE(upper, lower, EACH(LOW, width));                                                      \
+            row[r + width] = SHUFFLE(upper, lower, EACH(HIGH, width));                                             \
+        }
+#if LANES == 16
+    STAGE(8)
+#endif
+#if LANES >= 8
+    STAGE(4)
+#endif
+    STAGE(2)
+    STAGE(1)
+#undef STAGE
 }
 
 /* to[columns][QUERIES] = scale * from[rows][columns], transposed, zeros up to the next full vector. */
 static void turn_in(const float *from, ptrdiff_t from_row, int rows, int columns, float scale, float *to) {
-    int full = round_up(rows);
-    for (int c = 0; c < columns; c++)
-        for (int r = rows; r < full; r++) to[c * QUERIES + r] = 0;
-    transpose(from, from_row, rows, columns, to, QUERIES);
-    for (int c = 0; c < columns; c++)
-        for (int r = 0; r < full; r += LANES) store(to + c * QUERIES + r, load(to + c * QUERIES + r) * scale);
+    for (int r = 0; r < rows; r += LANES) {
+        int c = 0;
+        for (; c + LANES <= columns; c += LANES) {
+            vec row[LANES];
+            for (int i = 0; i < LANES; i++)
+                row[i] = r + i < rows ? load(from + (r + i) * from_row + c) * scale : (vec){0};
+            transpose_lanes(row);
+            for (int i = 0; i < LANES; i++) store(to + (c + i) * QUERIES + r, row[i]);
+        }
+        for (; c < columns; c++)
+            for (int i = 0; i < LANES; i++)
+                to[c * QUERIES + r + i] = r + i < rows ? from[(r + i) * from_row + c] * scale : 0;
+    }
 }
 
 /* to[rows][columns] = from[columns][QUERIES], transposed. */
 static void turn_out(const float *from, int rows, int columns, float *to, ptrdiff_t to_row) {
-    transpose(from, QUERIES, columns, rows, to, to_row);
+    for (int r = 0; r < rows; r += LANES) {
+        int c = 0, count = rows - r < LANES ? rows - r : LANES;
+        for (; c + LANES <= columns; c += LANES) {
+            vec row[LANES];
+            for (int i = 0; i < LANES; i++) row[i] = load(from + (c + i) * QUERIES + r);
+            transpose_lanes(row);
+            for (int i = 0; i < count; i++) store(to + (r + i) * to_row + c, row[i]);
+        }
+        for (; c < columns; c++)
+            for (int i = 0; i < count; i++) to[(r + i) * to_row + c] = from[c * QUERIES + r + i];
+    }
+}
+
+/* Minus infinity wherever a query does not see a key. */
+static void hide(const Part *p, Range r, Block b, int j, float *s) {
+    const int causal = p->a->causal, lead = p->lead, n = round_up(r.i1 - r.i0);
+    const int window = p->a->window < INT32_MAX ? p->a->window : INT32_MAX;
+    for (int c = b.skip; c < n; c += LANES) {
+        vec_int i;
+        for (int lane = 0; lane < LANES; lane++) i[lane] = r.i0 + c + lane;
+        for (int row = 0; row < b.size; row++) {
+            vec_int distance = i - (j + row), seen = (distance < window) & (distance > -window);
+            if (causal) seen &= distance >= 0;
+            if (j + row < lead) seen |= i < lead;
+            float *at = s + row * QUERIES + c;
+            store(at, choose(seen, load(at), all(-INFINITY)));
+        }
+    }
+}
+
+static void fetch(const float *from, ptrdiff_t from_row, int rows, int columns) {
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c += 16) __builtin_prefetch(from + r * from_row + c, 0, 2);
 }
 
 static void attend(const Part *p, int begin, float scale, float *work, float *y, ptrdiff_t y_row, float *top,
@@ -114,21 +194,26 @@ static void attend(const Part *p, int begin, float scale, float *work, float *y,
         b = next_block(p, r, j);
         for (int i = 0; i < b.size; i++) memcpy(v + i * v_dim, p->v + (j + i) * a->v_token, v_dim * sizeof(float));
         Operand keys = {p->k + j * a->k_token, a->k_token, 1}, values = {v, 1, v_dim};
+        int next = j + b.size, more = r.last - next < b.size ? r.last - next : b.size;
+        if (more > 0) {
+            fetch(p->k + next * a->k_token, a->k_token, more, dim);
+            fetch(p->v + next * a->v_token, a->v_token, more, v_dim);
+        } else {
+            fetch(p->k + a->k_head + r.first * a->k_token, a->k_token, b.size, dim);
+            fetch(p->v + a->v_head + r.first * a->v_token, a->v_token, b.size, v_dim);
+            fetch(p->q + a->q_head + begin * a->q_token, a->q_token, count, dim);
+        }
         product(b.size, n - b.skip, dim, keys, q + b.skip, QUERIES, s + b.skip, QUERIES, 0);
+        if (b.masked) hide(p, r, b, j, s);
         for (int c = b.skip; c < n; c += LANES) {
             vec high = m[c / LANES], sum = {0};
-            if (b.masked)
-                for (int i = 0; i < b.size; i++) {
-                    float *at = s + i * QUERIES + c;
-                    store(at, choose(sees(p, lanes_from(r.i0 + c), j + i), load(at), all(-INFINITY)));
-                }
             for (int i = 0; i < b.size; i++) high = vec_max(load(s + i * QUERIES + c), high);
             for (int i = 0; i < b.size; i++) {
-                vec weight = vec_exp(load(s + i * QUERIES + c) - high);
+                vec weight = exp_below(load(s + i * QUERIES + c) - high);
                 sum += weight;
                 store(s + i * QUERIES + c, weight);
             }
-            vec shrink = vec_exp(m[c / LANES] - high);
+            vec shrink = exp_below(m[c / LANES] - high);
             m[c / LANES] = high;
             total[c / LANES] = total[c / LANES] * shrink + sum;
             for (int i = 0; i < v_dim; i++) store(o + i * QUERIES + c, load(o + i * QUERIES + c) * shrink);
@@ -187,8 +272,8 @@ static void attend_one(const Part *p, int heads, float scale, float *y, float *t
             for (int i = 0; i < KEYS; i++)
                 weight[i] = i < size ? dot(p->q + h * a->q_head, k + i * a->k_token, a->dim) * scale : -INFINITY;
             for (int i = 0; i < size; i++) high = weight[i] > high ? weight[i] : high;
-            float shrink = vec_exp(all(old - high))[0], total = inverse[h * step] * shrink;
-            for (int i = 0; i < KEYS; i += LANES) store(weight + i, vec_exp(load(weight + i) - high));
+            float shrink = exp_below(all(old - high))[0], total = inverse[h * step] * shrink;
+            for (int i = 0; i < KEYS; i += LANES) store(weight + i, exp_below(load(weight + i) - high));
             for (int i = 0; i < size; i++) total += weight[i];
             for (int c = 0; c < v_dim; c++) out[c] *= shrink;
             add_rows(weight, size, v, a->v_token, v_dim, out);
@@ -219,6 +304,7 @@ EXPORT(int attention_forward)(const float *q, const float *k, const float *v, co
     const int64_t tokens = edges[a->sequences], heads = a->heads, y_row = heads * a->v_dim;
     int64_t *starts = malloc((a->sequences + 1) * sizeof(int64_t));
     if (!starts) return 1;
+    prefer_large_pages(y, tokens * y_row * sizeof(float));
     starts[0] = 0;
     for (int64_t s = 0; s < a->sequences; s++)
         starts[s + 1] = starts[s] + (edges[s + 1] - edges[s] + QUERIES - 1) / QUERIES;
@@ -247,12 +333,12 @@ EXPORT(int attention_forward)(const float *q, const float *k, const float *v, co
 
 /* All queries of the heads that share one key head in one sequence. dk and dv are summed in working memory. */
 typedef struct {
-    float *q_turned, *q_rows, *dy_turned, *dy_rows, *dq, *p, *dp, *k, *dk, *dv;
+    float *q_turned, *q_rows, *dy_turned, *dy_rows, *y_turned, *dq, *p, *dp, *k, *dk, *dv;
 } Backward;
 
 static size_t backward_floats(const Attention *a, int64_t keys) {
     size_t wide = round_up(a->dim) + round_up(a->v_dim);
-    return QUERIES * (2 * a->dim + a->v_dim + wide + 2 * KEYS) + KEYS * a->dim + keys * wide;
+    return QUERIES * (2 * a->dim + 2 * a->v_dim + wide + 2 * KEYS) + KEYS * a->dim + keys * wide;
 }
 
 static Backward backward_space(const Attention *a, int64_t keys, float *work) {
@@ -262,7 +348,8 @@ static Backward backward_space(const Attention *a, int64_t keys, float *work) {
     w.q_rows = w.q_turned + a->dim * QUERIES;
     w.dy_rows = w.q_rows + wide * QUERIES;
     w.dy_turned = w.dy_rows + v_wide * QUERIES;
-    w.dq = w.dy_turned + a->v_dim * QUERIES;
+    w.y_turned = w.dy_turned + a->v_dim * QUERIES;
+    w.dq = w.y_turned + a->v_dim * QUERIES;
     w.p = w.dq + a->dim * QUERIES;
     w.dp = w.p + KEYS * QUERIES;
     w.dk = w.dp + KEYS * QUERIES;
@@ -287,10 +374,12 @@ static void attend_backward(const Part *p, int begin, float scale, const float *
     float m[QUERIES] = {0}, share[QUERIES] = {0}, delta[QUERIES] = {0};
     memcpy(m, top, count * sizeof(float));
     memcpy(share, inverse, count * sizeof(float)); /* 0 in the lanes without a query: their P is 0 */
-    for (int i = 0; i < count; i++) delta[i] = dot(y + i * y_row, dy + i * y_row, v_dim);
     const float *q = p->q + begin * a->q_token;
     turn_in(q, a->q_token, count, dim, scale, w.q_turned);
     turn_in(dy, y_row, count, v_dim, 1.0f, w.dy_turned);
+    turn_in(y, y_row, count, v_dim, 1.0f, w.y_turned);
+    for (int i = 0; i < v_dim * QUERIES; i += QUERIES) /* in the order of the products: where P is 1, dS is 0 */
+        for (int c = 0; c < n; c++) delta[c] += w.y_turned[i + c] * w.dy_turned[i + c];
     copy_rows(q, a->q_token, count, dim, scale, w.q_rows, wide);
     copy_rows(dy, y_row, count, v_dim, 1.0f, w.dy_rows, v_wide);
     memset(w.dq, 0, dim * QUERIES * sizeof(float));
@@ -303,13 +392,12 @@ static void attend_backward(const Part *p, int begin, float scale, const float *
         Operand weights = {w.p + skip, QUERIES, 1}, dscores = {w.dp + skip, QUERIES, 1};
         product(b.size, lanes, dim, keys, w.q_turned + skip, QUERIES, w.p + skip, QUERIES, 0);
         product(b.size, lanes, v_dim, values, w.dy_turned + skip, QUERIES, w.dp + skip, QUERIES, 0);
+        if (b.masked) hide(p, r, b, j, w.p);
         for (int c = skip; c < n; c += LANES) {
             vec high = load(m + c), part = load(share + c), mean = load(delta + c);
-            vec_int i = lanes_from(r.i0 + c);
             for (int row = 0; row < b.size; row++) {
                 float *at = w.p + row * QUERIES + c, *dat = w.dp + row * QUERIES + c;
-                vec weight = vec_exp(load(at) - high) * part;
-                if (b.masked) weight = choose(sees(p, i, j + row), weight, (vec){0});
+                vec weight = exp_below(load(at) - high) * part;
                 store(at, weight);
                 store(dat, weight * (load(dat) - mean));
             }
@@ -329,6 +417,9 @@ EXPORT(int attention_backward)(const float *q, const float *k, const float *v, c
     const int64_t tokens = edges[a->sequences], heads = a->heads, share = heads / a->kv_heads;
     const int64_t q_row = heads * a->dim, y_row = heads * a->v_dim;
     const int wide = round_up(a->dim), v_wide = round_up(a->v_dim);
+    prefer_large_pages(dq, tokens * q_row * sizeof(float));
+    prefer_large_pages(dk, key_edges[a->sequences] * a->kv_heads * a->dim * sizeof(float));
+    prefer_large_pages(dv, key_edges[a->sequences] * a->kv_heads * a->v_dim * sizeof(float));
     int64_t longest = 0;
     for (int64_t s = 0; s < a->sequences; s++)
         if (key_edges[s + 1] - key_edges[s] > longest) longest = key_edges[s + 1] - key_edges[s];

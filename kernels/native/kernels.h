@@ -1,4 +1,5 @@
 /* All kernels, for the instruction set of the including file. */
+#include "memory.h"
 #include "simd.h"
 
 #include "attention.h"
