@@ -173,9 +173,27 @@ static void hide(const Part *p, Range r, Block b, int j, float *s) {
     }
 }
 
+/* to[rows][columns] = from[rows][columns]: rows of a head lie 4 kB apart and would push each other out of L1. */
+static void copy(const float *from, ptrdiff_t from_row, int rows, int columns, float *to) {
+    for (int r = 0; r < rows; r++) {
+        int c = 0;
+        for (; c + LANES <= columns; c += LANES) store(to + r * columns + c, load(from + r * from_row + c));
+        for (; c < columns; c++) to[r * columns + c] = from[r * from_row + c];
+    }
+}
+
 static void fetch(const float *from, ptrdiff_t from_row, int rows, int columns) {
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c += 16) __builtin_prefetch(from + r * from_row + c, 0, 2);
+}
+
+/* The keys and values of the next block; after the last one, those of the next head, which lie beside these. */
+static void fetch_next(const Part *p, Range r, int j, int size) {
+    const Attention *a = p->a;
+    int next = j + size, ends = next >= r.last, rows = ends || next + size <= r.last ? size : r.last - next;
+    if (ends) next = r.first;
+    fetch(p->k + next * a->k_token + (ends ? a->k_head : 0), a->k_token, rows, a->dim);
+    fetch(p->v + next * a->v_token + (ends ? a->v_head : 0), a->v_token, rows, a->v_dim);
 }
 
 static void attend(const Part *p, int begin, float scale, float *work, float *y, ptrdiff_t y_row, float *top,
@@ -189,20 +207,13 @@ static void attend(const Part *p, int begin, float scale, float *work, float *y,
     for (int c = 0; c < n / LANES; c++) m[c] = all(-3e38f), total[c] = (vec){0};
     memset(o, 0, v_dim * QUERIES * sizeof(float));
     turn_in(p->q + begin * a->q_token, a->q_token, count, dim, scale, q);
+    fetch(p->q + a->q_head + begin * a->q_token, a->q_token, count, dim);
     Block b;
     for (int j = r.first; j < r.last; j += b.size) {
         b = next_block(p, r, j);
-        for (int i = 0; i < b.size; i++) memcpy(v + i * v_dim, p->v + (j + i) * a->v_token, v_dim * sizeof(float));
+        copy(p->v + j * a->v_token, a->v_token, b.size, v_dim, v);
         Operand keys = {p->k + j * a->k_token, a->k_token, 1}, values = {v, 1, v_dim};
-        int next = j + b.size, more = r.last - next < b.size ? r.last - next : b.size;
-        if (more > 0) {
-            fetch(p->k + next * a->k_token, a->k_token, more, dim);
-            fetch(p->v + next * a->v_token, a->v_token, more, v_dim);
-        } else {
-            fetch(p->k + a->k_head + r.first * a->k_token, a->k_token, b.size, dim);
-            fetch(p->v + a->v_head + r.first * a->v_token, a->v_token, b.size, v_dim);
-            fetch(p->q + a->q_head + begin * a->q_token, a->q_token, count, dim);
-        }
+        fetch_next(p, r, j, b.size);
         product(b.size, n - b.skip, dim, keys, q + b.skip, QUERIES, s + b.skip, QUERIES, 0);
         if (b.masked) hide(p, r, b, j, s);
         for (int c = b.skip; c < n; c += LANES) {
@@ -383,11 +394,15 @@ static void attend_backward(const Part *p, int begin, float scale, const float *
     copy_rows(q, a->q_token, count, dim, scale, w.q_rows, wide);
     copy_rows(dy, y_row, count, v_dim, 1.0f, w.dy_rows, v_wide);
     memset(w.dq, 0, dim * QUERIES * sizeof(float));
+    fetch(q + a->q_head, a->q_token, count, dim);
+    fetch(y + v_dim, y_row, count, v_dim);
+    fetch(dy + v_dim, y_row, count, v_dim);
     Block b;
     for (int j = r.first; j < r.last; j += b.size) {
         b = next_block(p, r, j);
         int skip = b.skip, lanes = n - skip;
-        for (int i = 0; i < b.size; i++) memcpy(w.k + i * dim, p->k + (j + i) * a->k_token, dim * sizeof(float));
+        copy(p->k + j * a->k_token, a->k_token, b.size, dim, w.k);
+        fetch_next(p, r, j, b.size);
         Operand keys = {w.k, dim, 1}, keys_turned = {w.k, 1, dim}, values = {p->v + j * a->v_token, a->v_token, 1};
         Operand weights = {w.p + skip, QUERIES, 1}, dscores = {w.dp + skip, QUERIES, 1};
         product(b.size, lanes, dim, keys, w.q_turned + skip, QUERIES, w.p + skip, QUERIES, 0);
