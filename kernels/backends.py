@@ -24,7 +24,7 @@ _BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
     "slstm": ("torch",),
     "attention": ("native", "torch"),
     "causal_conv1d": ("torch",),
-    "rotary": ("torch",),
+    "rotary": ("native", "torch"),
 }
 
 

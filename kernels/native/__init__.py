@@ -19,6 +19,7 @@ from pathlib import Path
 from ...errors import ConfigError
 
 VARIANTS = ("baseline", "avx2", "avx512")  # by the level that the library reports
+MOST_LANES = 16  # floats in the widest vector
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
 

@@ -10,7 +10,7 @@
 
    Floor: 4 dim FLOP per visible pair forward, 10 dim more backward (S and P are made again). */
 
-enum { QUERIES = 64, KEYS = 64, STEP = 16 };
+enum { QUERIES = 64, KEYS = 64, STEP = 16, FEW = 16 /* keys at a time for a single query */ };
 
 /* Numbers of one call, in the order in which kernels/attention_native.py writes them. */
 typedef struct {
@@ -85,43 +85,6 @@ INLINE vec exp_below(vec x) {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     return choose(x < -87.33654f, (vec){0}, p * (vec)((vec_int)shifted << 23));
-}
-
-/* Transpose LANES x LANES in registers: at each width, swap what stands off the diagonal (Eklundh 1972). */
-#define LOW(lane, width) ((lane) & (width) ? LANES + (lane) - (width) : (lane))
-#define HIGH(lane, width) ((lane) & (width) ? LANES + (lane) : (lane) + (width))
-#define FOUR(pick, l, w) pick(l, w), pick(l + 1, w), pick(l + 2, w), pick(l + 3, w)
-#if LANES == 16
-#define EACH(pick, w) FOUR(pick, 0, w), FOUR(pick, 4, w), FOUR(pick, 8, w), FOUR(pick, 12, w)
-#elif LANES == 8
-#define EACH(pick, w) FOUR(pick, 0, w), FOUR(pick, 4, w)
-#else
-#define EACH(pick, w) FOUR(pick, 0, w)
-#endif
-#ifdef __clang__
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vec_int){__VA_ARGS__})
-#endif
-
-INLINE void transpose_lanes(vec *row) {
-    vec upper, lower;
-#define STAGE(width)                                                                                               \
-    for (int r = 0; r < LANES; r++)                                                                                \
-        if (!(r & width)) {                                                                                        \
-            upper = row[r], lower = row[r + width];                                                                \
-            row[r] = SHUFFLE(upper, lower, EACH(LOW, width));                                                      \
-            row[r + width] = SHUFFLE(upper, lower, EACH(HIGH, width));                                             \
-        }
-#if LANES == 16
-    STAGE(8)
-#endif
-#if LANES >= 8
-    STAGE(4)
-#endif
-    STAGE(2)
-    STAGE(1)
-#undef STAGE
 }
 
 /* to[columns][QUERIES] = scale * from[rows][columns], transposed, zeros up to the next full vector. */
@@ -242,20 +205,25 @@ static void attend(const Part *p, int begin, float scale, float *work, float *y,
     turn_out(o, count, v_dim, y, y_row);
 }
 
-/* One query: it and the values lie in the lanes instead, so that reading keys and values is all that takes time. */
+/* One query, as in decoding: reading the keys and values is all that may take time, so now they lie in the lanes, and
+   the heads that stand side by side in memory are taken block by block together. */
 
-static float dot(const float *x, const float *y, int n) {
-    vec total = {0};
-    int i = 0;
-    for (; i + LANES <= n; i += LANES) total += load(x + i) * load(y + i);
-    float part[LANES], rest = 0;
-    store(part, total);
-#pragma GCC unroll 8
-    for (int width = LANES / 2; width; width /= 2)
-#pragma GCC unroll 8
-        for (int lane = 0; lane < width; lane++) part[lane] += part[lane + width];
-    for (; i < n; i++) rest += x[i] * y[i];
-    return part[0] + rest;
+/* q . k of LANES keys, of which `rows` are there. */
+INLINE vec dots(const float *q, const float *k, ptrdiff_t k_row, int rows, int dim) {
+    vec total[LANES];
+    float rest[LANES] = {0};
+    for (int i = 0; i < LANES; i++) {
+        total[i] = (vec){0};
+        int c = 0;
+        if (i < rows) {
+            for (; c + LANES <= dim; c += LANES) total[i] += load(q + c) * load(k + i * k_row + c);
+            for (; c < dim; c++) rest[i] += q[c] * k[i * k_row + c];
+        }
+    }
+    transpose_lanes(total);
+    vec sums = load(rest);
+    for (int i = 0; i < LANES; i++) sums += total[i];
+    return sums;
 }
 
 /* y[n] += sum over j of weight[j] x[j][n]. */
@@ -266,32 +234,37 @@ static void add_rows(const float *weight, int rows, const float *x, ptrdiff_t x_
         for (int j = 0; j < rows; j++) y[c] += weight[j] * x[j * x_row + c];
 }
 
-/* `heads` heads that share their keys, one after the other within each block of keys. */
-static void attend_one(const Part *p, int heads, float scale, float *y, float *top, float *inverse, ptrdiff_t step) {
+/* `shared` key heads with `share` heads of the query each; what belongs to a head in `top` and `inverse` is `step`
+   apart. */
+static void attend_one(const Part *p, int shared, int share, float scale, float *y, float *top, float *inverse,
+                       ptrdiff_t step) {
     const Attention *a = p->a;
-    const int v_dim = a->v_dim;
+    const int dim = a->dim, v_dim = a->v_dim;
     Range r = visible_range(p, 0);
-    for (int h = 0; h < heads; h++) {
-        memset(y + h * v_dim, 0, v_dim * sizeof(float));
-        top[h * step] = -3e38f, inverse[h * step] = 0;
-    }
-    for (int j = r.first; j < r.last; j += KEYS) {
-        int size = r.last - j < KEYS ? r.last - j : KEYS;
-        const float *k = p->k + j * a->k_token, *v = p->v + j * a->v_token;
-        for (int h = 0; h < heads; h++) {
-            float weight[KEYS], old = top[h * step], high = old, *out = y + h * v_dim;
-            for (int i = 0; i < KEYS; i++)
-                weight[i] = i < size ? dot(p->q + h * a->q_head, k + i * a->k_token, a->dim) * scale : -INFINITY;
+    memset(y, 0, shared * share * v_dim * sizeof(float));
+    for (int h = 0; h < shared * share; h++) top[h * step] = -3e38f, inverse[h * step] = 0;
+    for (int j = r.first; j < r.last; j += FEW) {
+        const int left = r.last - j, size = left < FEW ? left : FEW, more = left - size < FEW ? left - size : FEW;
+        for (int h = 0; h < shared * share; h++) {
+            const float *k = p->k + j * a->k_token + h / share * a->k_head;
+            const float *v = p->v + j * a->v_token + h / share * a->v_head;
+            if (h % share == 0) {
+                fetch(k + FEW * a->k_token, a->k_token, more, dim);
+                fetch(v + FEW * a->v_token, a->v_token, more, v_dim);
+            }
+            float weight[KEYS], *out = y + h * v_dim, old = top[h * step], high = old;
+            for (int i = 0; i < size; i += LANES)
+                store(weight + i, dots(p->q + h * a->q_head, k + i * a->k_token, a->k_token, size - i, dim) * scale);
             for (int i = 0; i < size; i++) high = weight[i] > high ? weight[i] : high;
             float shrink = exp_below(all(old - high))[0], total = inverse[h * step] * shrink;
-            for (int i = 0; i < KEYS; i += LANES) store(weight + i, exp_below(load(weight + i) - high));
+            for (int i = 0; i < size; i += LANES) store(weight + i, exp_below(load(weight + i) - high));
             for (int i = 0; i < size; i++) total += weight[i];
             for (int c = 0; c < v_dim; c++) out[c] *= shrink;
             add_rows(weight, size, v, a->v_token, v_dim, out);
             top[h * step] = high, inverse[h * step] = total;
         }
     }
-    for (int h = 0; h < heads; h++) {
+    for (int h = 0; h < shared * share; h++) {
         inverse[h * step] = 1.0f / inverse[h * step];
         for (int c = 0; c < v_dim; c++) y[h * v_dim + c] *= inverse[h * step];
     }
@@ -313,6 +286,7 @@ EXPORT(int attention_forward)(const float *q, const float *k, const float *v, co
                               const int64_t *key_edges, const int64_t *prefix, const Attention *a, float scale,
                               float *y, float *stats) {
     const int64_t tokens = edges[a->sequences], heads = a->heads, y_row = heads * a->v_dim;
+    const int share = heads / a->kv_heads, together = (256 + a->dim - 1) / a->dim; /* 1 kB of each key */
     int64_t *starts = malloc((a->sequences + 1) * sizeof(int64_t));
     if (!starts) return 1;
     prefer_large_pages(y, tokens * y_row * sizeof(float));
@@ -329,12 +303,15 @@ EXPORT(int attention_forward)(const float *q, const float *k, const float *v, co
             if (!work) continue;
             int64_t block = task / heads, head = task % heads, s = owner(starts, a->sequences, block);
             Part p = attention_part(a, q, k, v, edges, key_edges, prefix, s, head);
-            int begin = (block - starts[s]) * QUERIES, share = heads / a->kv_heads;
+            int begin = (block - starts[s]) * QUERIES;
             int64_t token = edges[s] + begin;
             float *out = y + token * y_row + head * a->v_dim;
             float *top = stats + head * tokens + token, *inverse = top + heads * tokens;
             if (p.queries > 1) attend(&p, begin, scale, work, out, y_row, top, inverse);
-            else if (head % share == 0) attend_one(&p, share, scale, out, top, inverse, tokens);
+            else if (head % (share * together) == 0) {
+                int rest = a->kv_heads - head / share;
+                attend_one(&p, rest < together ? rest : together, share, scale, out, top, inverse, tokens);
+            }
         }
         free(work);
     }
