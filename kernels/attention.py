@@ -2,11 +2,15 @@
 
     y_i = sum_j softmax_j(scale * q_i . k_j) v_j      over the keys j that i may see, in its own sequence
 
-Sequences with the same number of queries and keys are run together by torch's scaled_dot_product_attention, which is
-FlashAttention (Dao 2023, arXiv:2307.08691) on every device that has it. Only a window, a prefix or cached keys need a
-mask, [queries, keys] and shared by the whole group where it can be.
+Backends: ``native`` (``attention_native.py``, ``native/attention.h``) is FlashAttention-2 (Dao 2023, arXiv:2307.08691)
+for packed sequences on a CPU, in float32 inside; its result does not depend on the number of threads. ``torch`` runs
+sequences with equal numbers of queries and keys together through scaled_dot_product_attention, with a mask [queries,
+keys] only for a window, a prefix or cached keys.
 
-Floor per query and head: 4 dim FLOP per visible key, and 4 (2 dim + 2 dim / queries per key) bytes in float32.
+Floor per query and head: 4 dim FLOP per visible key forward and 10 dim backward, and 4 (2 dim + 2 dim / queries per
+key) bytes in float32. Native on 2 Zen 4 cores (220 GFLOP/s): one sequence of 4,096, 8 heads of 64, forward 150 and
+forward+backward 169 GFLOP/s; 512 sequences of 20-120 tokens 60 (memory and half-filled blocks). One query per sequence
+with a long cache: 25 of 30 GB/s.
 """
 
 from __future__ import annotations

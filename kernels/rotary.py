@@ -6,12 +6,14 @@
 ``style="half"`` pairs channel j with j + dim/2 (GPT-NeoX, Llama, ESM-2), ``"interleaved"`` 2 j with 2 j + 1 (RoFormer).
 
 Source: Su et al. 2021, RoFormer (arXiv:2104.09864), equation 34.
-Floor: 3 FLOP and 8 bytes per channel in float32 (read, write); the angles are shared by the heads.
+Floor: 3 FLOP and 8 bytes per channel in float32 (read, write); the angles are shared by the heads. Native, 16 heads of
+64, 2 Zen 4 cores (23 GB/s copying): 28-34 GB/s on 4,096 tokens, 16 GB/s on 35,840, whose output is new memory each time
+(torch's clone: 5). The torch form makes nine passes and runs at 1-3 GB/s.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -54,37 +56,43 @@ def rotary(
         turns = np.zeros(dim // 2 + native.MOST_LANES)  # as vectors read beyond the end
         turns[: dim // 2] = float(base) ** (-np.arange(0, dim, 2) / dim) / (2 * np.pi)
         turned: Tensor = _Rotary.apply(  # type: ignore[no-untyped-call]
-            x.float(), positions.long().contiguous(), turns, style == "interleaved", 1.0
+            x.float(), positions.long().contiguous(), _Turn(turns, style == "interleaved", 1.0)
         )
         return turned.to(x.dtype)
     return _turned(x, positions, base, style)
+
+
+class _Turn(NamedTuple):
+    """Full turns per position of each pair, how channels pair, and 1 to turn, -1 to turn back."""
+
+    turns: NDArray[np.float64]
+    interleaved: bool
+    direction: float
 
 
 class _Rotary(torch.autograd.Function):
     """The gradient is turned back by the same angles."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, positions: Tensor, turns: NDArray[np.float64], interleaved: bool, direction: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, positions: Tensor, turn: _Turn) -> Tensor:
         ctx.save_for_backward(positions)
-        ctx.options = turns, interleaved, direction
+        ctx.turn = turn
         x = x if x.stride(2) == 1 else x.contiguous()
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         native.function("rotary", "pppp iiiiii f")(
             x.data_ptr(),
             positions.data_ptr(),
-            turns.ctypes.data,
+            turn.turns.ctypes.data,
             y.data_ptr(),
-            *(*x.shape, *x.stride()[:2], int(interleaved), direction),
+            *(*x.shape, *x.stride()[:2], int(turn.interleaved), turn.direction),
         )
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (positions,) = ctx.saved_tensors
-        turns, interleaved, direction = ctx.options
-        return _Rotary.apply(dy, positions, turns, interleaved, -direction), None, None, None, None  # type: ignore[no-untyped-call]
+        back = ctx.turn._replace(direction=-ctx.turn.direction)
+        return _Rotary.apply(dy, positions, back), None, None  # type: ignore[no-untyped-call]
 
 
 def _turned(x: Tensor, positions: Tensor, base: float | int, style: str) -> Tensor:

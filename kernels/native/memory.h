@@ -13,7 +13,8 @@
 
 static inline void prefer_large_pages(void *at, size_t bytes) {
 #ifdef MADV_HUGEPAGE
-    const uintptr_t page = 2 << 20, start = ((uintptr_t)at + page - 1) / page * page, end = ((uintptr_t)at + bytes) / page * page;
+    const uintptr_t page = 2 << 20, first = (uintptr_t)at;
+    const uintptr_t start = (first + page - 1) / page * page, end = (first + bytes) / page * page;
     if (bytes >= 32 << 20 && start < end) madvise((void *)start, end - start, MADV_HUGEPAGE);
 #else
     (void)at, (void)bytes;
