@@ -2,11 +2,15 @@
 
     y_i = sum_j softmax_j(scale * q_i . k_j) v_j      over the keys j that i may see, in its own sequence
 
-Sequences with the same number of queries and keys are run together by torch's scaled_dot_product_attention, which is
-FlashAttention (Dao 2023, arXiv:2307.08691) on every device that has it. Only a window, a prefix or cached keys need a
-mask, [queries, keys] and shared by the whole group where it can be.
+Backends: ``native`` (``attention_native.py``, ``native/attention.h``) is FlashAttention-2 (Dao 2023, arXiv:2307.08691)
+for packed sequences on a CPU, in float32 inside; its result does not depend on the number of threads. ``torch`` runs
+sequences with equal numbers of queries and keys together through scaled_dot_product_attention, with a mask [queries,
+keys] only for a window, a prefix or cached keys.
 
-Floor per query and head: 4 dim FLOP per visible key, and 4 (2 dim + 2 dim / queries per key) bytes in float32.
+Floor per query and head: 4 dim FLOP per visible key forward and 10 dim backward, and 4 (2 dim + 2 dim / queries per
+key) bytes in float32. Native on 2 Zen 4 cores (220 GFLOP/s): one sequence of 4,096, 8 heads of 64, forward 150 and
+forward+backward 169 GFLOP/s; 512 sequences of 20-120 tokens 60 (memory and half-filled blocks). One query per sequence
+with a long cache: 25 of 30 GB/s.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import ConfigError, ShapeError
+from .attention_native import native_attention
 from .backends import choose_backend
 from .packing import collect, expect_shape, sequence_lengths, spread
 
@@ -66,9 +71,29 @@ def attention(
     if prefix is not None:
         expect_shape("prefix", prefix, (len(lengths),))
         prefixes = prefix.detach().cpu().numpy().astype(np.int64)
-    choose_backend("attention", backend, q.device, q.dtype)
+    chosen = choose_backend("attention", backend, q.device, q.dtype)
+    if not tokens or not v.shape[-1]:
+        return q.new_zeros(tokens, heads, v.shape[-1])
+    scale = dim**-0.5 if scale is None else float(scale)
+    run = native_attention if chosen == "native" else _grouped
+    sizes = {"lengths": lengths, "key_lengths": key_lengths, "prefixes": prefixes}
+    return run(q, k, v, **sizes, causal=causal, window=window, scale=scale)
 
-    # One permutation makes every group a contiguous slice; the groups are views of it.
+
+def _grouped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    lengths: NDArray[np.int64],
+    key_lengths: NDArray[np.int64],
+    prefixes: NDArray[np.int64],
+    causal: bool,
+    window: int | None,
+    scale: float,
+) -> Tensor:
+    """Sequences of equal lengths together; one permutation makes every group a contiguous slice."""
+    (tokens, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
     order = np.lexsort((lengths, key_lengths))
     q_row, k_row = (torch.from_numpy(_rows(sizes, order)).to(q.device) for sizes in (lengths, key_lengths))
     q, k, v = spread(q, q_row, tokens), spread(k, k_row, keys), spread(v, k_row, keys)
@@ -92,8 +117,6 @@ def attention(
                 .reshape(-1, heads, v.shape[-1])
             )
         q_start, k_start = q_end, k_end
-    if not outputs:
-        return q.new_zeros(tokens, heads, v.shape[-1])
     return collect(outputs[0] if len(outputs) == 1 else torch.cat(outputs), q_row)
 
 

@@ -24,9 +24,9 @@ from . import cpu, native
 _BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
     "mlstm": ("native", "torch"),
     "slstm": ("native", "torch"),
-    "attention": ("torch",),
+    "attention": ("native", "torch"),
     "causal_conv1d": ("native", "torch"),
-    "rotary": ("torch",),
+    "rotary": ("native", "torch"),
     "linear": ("native", "onednn", "torch"),
     "block_linear": ("native", "torch"),
     "gated_norm": ("native", "torch"),

@@ -71,7 +71,7 @@ class _BlockLinear(torch.autograd.Function):
         if x.stride(1) != 1:
             x = x.contiguous()
         ctx.save_for_backward(x, weight)
-        outputs = tuple(x.new_empty(x.shape) for _ in weight)
+        outputs = tuple(native.empty(*x.shape) for _ in weight)
         _run((x,), weight.permute(0, 3, 1, 2), outputs, row=x.stride(0))
         return outputs
 
@@ -82,11 +82,11 @@ class _BlockLinear(torch.autograd.Function):
         dys = tuple(dy.contiguous() for dy in dys)
         dx = dweight = None
         if ctx.needs_input_grad[0]:
-            dx = x.new_empty(x.shape)
+            dx = native.empty(*x.shape)
             _run(dys, weight.permute(0, 2, 1, 3), (dx,), row=x.shape[1])
         if ctx.needs_input_grad[1]:
             maps, blocks, _, _ = weight.shape
-            by_input = x.new_empty(maps, 4, blocks, 4)
+            by_input = native.empty(maps, 4, blocks, 4)
             run = native.function("block_linear_weight", "iii pi pp")
             dys_at = _addresses(dys)
             run(*x.shape, maps, x.data_ptr(), x.stride(0), dys_at.data_ptr(), by_input.data_ptr())

@@ -59,12 +59,23 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     edges, return_state, reverse, silu = options
     channels, taps = weight.shape
-    y = x.new_empty(x.shape)
-    last = x.new_empty(len(edges) - 1, taps - 1, channels) if return_state else None
+    y = native.empty(*x.shape)
+    last = native.empty(len(edges) - 1, taps - 1, channels) if return_state else None
     native.function("conv_forward", "pppp p pp iiiiii")(
-        x.data_ptr(), weight.data_ptr(), _pointer(bias), _pointer(state), edges.data_ptr(), y.data_ptr(),
-        _pointer(last), x.stride(0), len(edges) - 1, channels, taps, reverse, silu,
-    )  # fmt: skip
+        x.data_ptr(),
+        weight.data_ptr(),
+        native.pointer(bias),
+        native.pointer(state),
+        edges.data_ptr(),
+        y.data_ptr(),
+        native.pointer(last),
+        x.stride(0),
+        len(edges) - 1,
+        channels,
+        taps,
+        reverse,
+        silu,
+    )
     return y, last
 
 
@@ -84,15 +95,24 @@ class _Convolution(torch.autograd.Function):
         edges, _, reverse, silu = ctx.options
         channels, taps = weight.shape
         dy, d_last = (None if d is None else d.contiguous() for d in (dy, d_last))
-        dx, d_state = x.new_empty(x.shape), None if state is None else torch.empty_like(state)
-        d_weight = x.new_empty(taps + 1, channels)
+        dx, d_state = native.empty(*x.shape), None if state is None else native.empty(*state.shape)
+        d_weight = native.empty(taps + 1, channels)
         native.function("conv_backward", "pppp p pp ppp iiiiii")(
-            x.data_ptr(), weight.data_ptr(), _pointer(bias), _pointer(state), edges.data_ptr(), _pointer(dy),
-            _pointer(d_last), dx.data_ptr(), _pointer(d_state), d_weight.data_ptr(), x.stride(0), len(edges) - 1,
-            channels, taps, reverse, silu,
-        )  # fmt: skip
+            x.data_ptr(),
+            weight.data_ptr(),
+            native.pointer(bias),
+            native.pointer(state),
+            edges.data_ptr(),
+            native.pointer(dy),
+            native.pointer(d_last),
+            dx.data_ptr(),
+            native.pointer(d_state),
+            d_weight.data_ptr(),
+            x.stride(0),
+            len(edges) - 1,
+            channels,
+            taps,
+            reverse,
+            silu,
+        )
         return None, dx, d_weight[:taps].T, None if bias is None else d_weight[taps], d_state
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

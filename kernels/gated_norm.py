@@ -92,9 +92,9 @@ class _GatedNorm(torch.autograd.Function):
         gate = gate if gate.stride(1) == 1 else gate.contiguous()
         ctx.save_for_backward(h, weight, gate, skip, skip_weight)
         ctx.settings = gate.stride(0), silu, eps
-        out = gate.new_empty(gate.shape)
+        out = native.empty(*gate.shape)
         run = native.function("gated_norm", "iii ppppp ii f p")
-        run(*h.shape, *_addresses(h, weight, skip, skip_weight, gate), *ctx.settings, out.data_ptr())
+        run(*h.shape, *map(native.pointer, (h, weight, skip, skip_weight, gate)), *ctx.settings, out.data_ptr())
         return out
 
     @staticmethod
@@ -103,15 +103,11 @@ class _GatedNorm(torch.autograd.Function):
         h, weight, gate, skip, skip_weight = ctx.saved_tensors
         dout = dout.contiguous()
         dh, dweight, dskip, dskip_weight = (
-            None if x is None else x.new_empty(x.shape) for x in (h, weight, skip, skip_weight)
+            None if x is None else native.empty(*x.shape) for x in (h, weight, skip, skip_weight)
         )
-        dgate = gate.new_empty(gate.shape)
+        dgate = native.empty(*gate.shape)
         gradients = (dh, dweight, dskip, dskip_weight, dgate)
         run = native.function("gated_norm_backward", "iii ppppp ii f p ppppp")
-        inputs = _addresses(h, weight, skip, skip_weight, gate)
-        run(*h.shape, *inputs, *ctx.settings, dout.data_ptr(), *_addresses(*gradients))
+        inputs = map(native.pointer, (h, weight, skip, skip_weight, gate))
+        run(*h.shape, *inputs, *ctx.settings, dout.data_ptr(), *map(native.pointer, gradients))
         return None, None, dh, dweight, dgate, dskip, dskip_weight
-
-
-def _addresses(*tensors: Tensor | None) -> list[int | None]:
-    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -105,7 +105,7 @@ def _strided(x: Tensor) -> Tensor:
 def _native_product(a: Tensor, b: Tensor, bias: Tensor | None, precision: str) -> Tensor:
     """``a b^T + bias``; both may be transposed views."""
     (m, k), n = a.shape, len(b)
-    c = a.new_empty(m, n) if bias is None else bias.repeat(m, 1)  # never bias itself: the product is added to it
+    c = native.empty(m, n) if bias is None else bias.repeat(m, 1)  # never bias itself: the product is added to it
     product = native.function("matrix_product", "iii pii pii pii", "bfloat16" if precision == "bf16" else None)
     a_at, b_at = (a.data_ptr(), *a.stride()), (b.data_ptr(), b.stride(1), b.stride(0))
     product(m, n, k, *a_at, *b_at, c.data_ptr(), n, bias is not None)

@@ -6,18 +6,24 @@
 ``style="half"`` pairs channel j with j + dim/2 (GPT-NeoX, Llama, ESM-2), ``"interleaved"`` 2 j with 2 j + 1 (RoFormer).
 
 Source: Su et al. 2021, RoFormer (arXiv:2104.09864), equation 34.
-Floor: 3 FLOP and 8 bytes per channel in float32 (read, write); the angles are shared by the heads.
+Floor: 3 FLOP and 8 bytes per channel in float32 (read, write); the angles are shared by the heads. Native, 16 heads of
+64, 2 Zen 4 cores (23 GB/s copying): 28-34 GB/s on 4,096 tokens, 16 GB/s on 35,840, whose output is new memory each time
+(torch's clone: 5). The torch form makes nine passes and runs at 1-3 GB/s.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
+from . import native
+from .backends import choose_backend
 from .packing import expect_shape, gate_dtype
 
 
@@ -27,6 +33,7 @@ def rotary(
     *,
     base: float | int = 10000.0,
     style: Literal["half", "interleaved"] = "half",
+    backend: str = "auto",
 ) -> Float[Tensor, "tokens heads dim"]:
     """Turn ``x`` by its ``positions``; the product of two turned vectors depends on their distance only.
 
@@ -35,7 +42,7 @@ def rotary(
 
     Raises:
         ShapeError: ``dim`` is odd, or there is not one position per token.
-        ConfigError: unknown ``style``, or ``base`` is not positive.
+        ConfigError: unknown ``style`` or ``backend``, or ``base`` is not positive.
     """
     dim = x.shape[-1]
     if x.ndim != 3 or dim % 2:
@@ -45,6 +52,52 @@ def rotary(
         raise ConfigError(f"Rotary style is 'half' or 'interleaved', not {style!r}.")
     if base <= 0:
         raise ConfigError(f"The rotary base must be positive; it is {base}.")
+    if choose_backend("rotary", backend, x.device, x.dtype) == "native":
+        turns = np.zeros(dim // 2 + native.MOST_LANES)  # as vectors read beyond the end
+        turns[: dim // 2] = float(base) ** (-np.arange(0, dim, 2) / dim) / (2 * np.pi)
+        turned: Tensor = _Rotary.apply(  # type: ignore[no-untyped-call]
+            x.float(), positions.long().contiguous(), _Turn(turns, style == "interleaved", 1.0)
+        )
+        return turned.to(x.dtype)
+    return _turned(x, positions, base, style)
+
+
+class _Turn(NamedTuple):
+    """Full turns per position of each pair, how channels pair, and 1 to turn, -1 to turn back."""
+
+    turns: NDArray[np.float64]
+    interleaved: bool
+    direction: float
+
+
+class _Rotary(torch.autograd.Function):
+    """The gradient is turned back by the same angles."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, positions: Tensor, turn: _Turn) -> Tensor:
+        ctx.save_for_backward(positions)
+        ctx.turn = turn
+        x = x if x.stride(2) == 1 else x.contiguous()
+        y = native.empty(*x.shape)
+        native.function("rotary", "pppp iiiiii f")(
+            x.data_ptr(),
+            positions.data_ptr(),
+            turn.turns.ctypes.data,
+            y.data_ptr(),
+            *(*x.shape, *x.stride()[:2], int(turn.interleaved), turn.direction),
+        )
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (positions,) = ctx.saved_tensors
+        back = ctx.turn._replace(direction=-ctx.turn.direction)
+        return _Rotary.apply(dy, positions, back), None, None  # type: ignore[no-untyped-call]
+
+
+def _turned(x: Tensor, positions: Tensor, base: float | int, style: str) -> Tensor:
+    """Turn by cosines and sines of all tokens, in torch."""
+    dim = x.shape[-1]
     precise = torch.float32 if x.device.type == "mps" else torch.float64  # Apple GPUs have no float64
     frequencies = float(base) ** (-torch.arange(0, dim, 2, device=x.device, dtype=precise) / dim)
     angles = positions.to(precise)[:, None, None] * frequencies

@@ -39,13 +39,22 @@ def _forward(
     gates, recurrent, *state = inputs
     tokens, _, heads, head_dim = gates.shape
     sequences = len(edges) - 1
-    y = gates.new_empty(tokens, heads, head_dim)
-    last = [gates.new_empty(sequences, heads, head_dim) for _ in range(4)] if return_state else []
-    saved = gates.new_empty(tokens * heads * SAVED * (-(-head_dim // WIDEST) * WIDEST)) if save else None
+    y = native.empty(tokens, heads, head_dim)
+    last = [native.empty(sequences, heads, head_dim) for _ in range(4)] if return_state else []
+    saved = native.empty(tokens * heads * SAVED * (-(-head_dim // WIDEST) * WIDEST)) if save else None
     native.function("slstm_forward", "ppp pppp p pppp p iiii")(
-        gates.data_ptr(), recurrent.data_ptr(), edges.data_ptr(), *_pointers(state or [None] * 4), y.data_ptr(),
-        *_pointers(last or [None] * 4), *_pointers([saved]), sequences, heads, head_dim, reverse,
-    )  # fmt: skip
+        gates.data_ptr(),
+        recurrent.data_ptr(),
+        edges.data_ptr(),
+        *map(native.pointer, state or [None] * 4),
+        y.data_ptr(),
+        *map(native.pointer, last or [None] * 4),
+        native.pointer(saved),
+        sequences,
+        heads,
+        head_dim,
+        reverse,
+    )
     return y, last, saved
 
 
@@ -67,16 +76,23 @@ class _SLSTM(torch.autograd.Function):
         state, last = (states[:4], states[4:]) if ctx.with_state else ([], states)
         tokens, heads, head_dim = y.shape
         upstream = [None if x is None else x.contiguous() for x in (dy, *(d_last or [None] * 4))]
-        d_gates = y.new_empty(tokens, 4, heads, head_dim)
-        d_recurrent = torch.empty_like(recurrent) if ctx.needs_input_grad[4] else None
-        d_state = [torch.empty_like(part) for part in state]
+        d_gates = native.empty(tokens, 4, heads, head_dim)
+        d_recurrent = native.empty(*recurrent.shape) if ctx.needs_input_grad[4] else None
+        d_state = [native.empty(*part.shape) for part in state]
         native.function("slstm_backward", "pp ppp p pp p p pppp p p pppp iiii")(
-            recurrent.data_ptr(), edges.data_ptr(), *_pointers(state[:3] or [None] * 3), y.data_ptr(),
-            *_pointers(last or [None] * 2), saved.data_ptr(), *_pointers(upstream), d_gates.data_ptr(),
-            *_pointers([d_recurrent]), *_pointers(d_state or [None] * 4), len(edges) - 1, heads, head_dim, ctx.reverse,
-        )  # fmt: skip
+            recurrent.data_ptr(),
+            edges.data_ptr(),
+            *map(native.pointer, state[:3] or [None] * 3),
+            y.data_ptr(),
+            *map(native.pointer, last or [None] * 2),
+            saved.data_ptr(),
+            *map(native.pointer, upstream),
+            d_gates.data_ptr(),
+            native.pointer(d_recurrent),
+            *map(native.pointer, d_state or [None] * 4),
+            len(edges) - 1,
+            heads,
+            head_dim,
+            ctx.reverse,
+        )
         return None, None, None, d_gates, d_recurrent, *d_state
-
-
-def _pointers(tensors: list[Tensor | None] | list[Tensor] | list[None]) -> list[int | None]:
-    return [None if x is None else x.data_ptr() for x in tensors]

@@ -22,6 +22,7 @@ from torch import Tensor
 from ...errors import ConfigError
 
 VARIANTS = ("baseline", "avx2", "avx512")  # by the level that the library reports
+MOST_LANES = 16  # floats in the widest vector
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 _LARGE = 2**22  # bytes from which a tensor asks for huge pages
 
@@ -91,8 +92,16 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     tensor = torch.empty(shape, dtype=dtype)
     if tensor.nbytes >= _LARGE:
-        function("ask_for_huge_pages", "pi")(tensor.data_ptr(), tensor.nbytes)
+        _huge_pages()(tensor.data_ptr(), tensor.nbytes)
     return tensor
+
+
+@cache
+def _huge_pages() -> Callable[[int, int], int]:
+    found = getattr(_library(), "native_huge_pages")  # noqa: B009 - the library may be None where nothing calls this
+    found.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    result: Callable[[int, int], int] = found
+    return result
 
 
 def pointer(x: Tensor | None) -> int | None:

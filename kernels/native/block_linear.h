@@ -12,11 +12,7 @@ enum { GROUP_TOKENS = 8, SUM_PIECES = 32 }; /* sums over tokens go by a fixed nu
 #else
 #define SPREAD_ORDER(i) i, i, i, i
 #endif
-#ifdef __clang__
-#define SPREAD(x, i) __builtin_shufflevector(x, x, SPREAD_ORDER(i))
-#else
-#define SPREAD(x, i) __builtin_shuffle(x, (vec_int){SPREAD_ORDER(i)})
-#endif
+#define SPREAD(x, i) SHUFFLE(x, x, SPREAD_ORDER(i))
 
 /* to[size] = the sum of all pieces. */
 static void add_pieces(const float *parts, int64_t size, float *to) {

@@ -230,7 +230,6 @@ int EXPORT(conv_forward)(const float *x, const float *weight, const float *bias,
     const int64_t segments = (tokens + CONV_SEGMENT - 1) / CONV_SEGMENT;
     const int64_t blocks = (channels + CONV_CHANNELS - 1) / CONV_CHANNELS;
     int failed = 0;
-    large_pages(y, tokens * channels);
 #pragma omp parallel if (tokens * channels > CONV_WORTH_THREADS)
     {
         const float **rows = malloc((taps + CONV_TILE) * sizeof(float *));
@@ -265,7 +264,6 @@ int EXPORT(conv_backward)(const float *x, const float *weight, const float *bias
         const Conv s = {x,     weights,   weights + taps * padded, state,  weights + (taps + 1) * padded, edges,
                         x_row, sequences, tokens,                  channels, padded, past, reverse, silu};
         const ConvGradients g = {dy, d_last, dx, d_state, partial};
-        large_pages(dx, tokens * channels);
         for (int64_t q = 0; d_state && q < sequences; q++) { /* what of the state is still in the last state */
             const int64_t length = edges[q + 1] - edges[q];
             for (int64_t slot = 0; slot < past; slot++) {

@@ -1,24 +1,11 @@
 /* All kernels, for the instruction set of the including file. */
 #include "simd.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-/* Back a buffer with pages of 2 MB where the system is willing; elsewhere, or when it is not, nothing happens. */
-int EXPORT(ask_for_huge_pages)(void *at, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-    const uintptr_t page = 4096, first = ((uintptr_t)at + page - 1) / page * page;
-    madvise((void *)first, (uintptr_t)at + bytes - first, MADV_HUGEPAGE);
-#else
-    (void)at, (void)bytes;
-#endif
-    return 0;
-}
-
+#include "attention.h"
 #include "linear.h"
-#include "block_linear.h"
-#include "gated_norm.h"
+#include "block_linear.h" /* after linear.h, which it takes sums from */
 #include "convolution.h"
+#include "gated_norm.h"
 #include "mlstm.h"
+#include "rotary.h"
 #include "slstm.h"

@@ -75,9 +75,9 @@ static void pack_panel(const float *b, ptrdiff_t b_row, ptrdiff_t b_column, int 
     }
     if (columns < PANEL) memset(to, 0, (size_t)words_of(k) * PANEL * sizeof(float));
 #ifdef PAIRS
-    float line[8][PANEL_DEPTH / PER_WORD];
-    for (int j = 0; j < columns; j += 8) {
-        int lines = columns - j < 8 ? columns - j : 8;
+    float line[LANES][PANEL_DEPTH / PER_WORD];
+    for (int j = 0; j < columns; j += LANES) {
+        int lines = columns - j < LANES ? columns - j : LANES;
         for (int i = 0; i < lines; i++) pack_along(b + (j + i) * b_column, k, line[i]);
         transpose(line[0], PANEL_DEPTH / PER_WORD, lines, words_of(k), to + j, PANEL);
     }

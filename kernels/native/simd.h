@@ -9,9 +9,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -30,26 +27,34 @@ INLINE vec all(float x) { return x - (vec){0}; }
 INLINE vec choose(vec_int mask, vec yes, vec no) { return (vec)((mask & (vec_int)yes) | (~mask & (vec_int)no)); }
 INLINE vec vec_max(vec a, vec b) { return choose(a > b, a, b); }
 INLINE vec vec_min(vec a, vec b) { return choose(a < b, a, b); }
-/* Fold the vector onto itself until two lanes are left. */
-#if LANES == 4
-INLINE float sum(vec x) {
-    x += __builtin_shufflevector(x, x, 2, 3, 0, 1);
-    return x[0] + x[1];
-}
-#elif LANES == 8
-INLINE float sum(vec x) {
-    x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
-    x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
-    return x[0] + x[1];
-}
+
+/* Shuffles by constant lane numbers, lanes of b counted on from those of a. */
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vec_int){__VA_ARGS__})
+#endif
+#define FOUR(pick, l, w) pick(l, w), pick(l + 1, w), pick(l + 2, w), pick(l + 3, w)
+#if LANES == 16
+#define EACH(pick, w) FOUR(pick, 0, w), FOUR(pick, 4, w), FOUR(pick, 8, w), FOUR(pick, 12, w)
+#elif LANES == 8
+#define EACH(pick, w) FOUR(pick, 0, w), FOUR(pick, 4, w)
+#else
+#define EACH(pick, w) FOUR(pick, 0, w)
+#endif
+
+/* Folds the vector onto itself: added one after the other, each lane would wait for the last. */
+#define ACROSS(lane, width) ((lane) ^ (width))
 INLINE float sum(vec x) {
-    x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+#if LANES == 16
+    x += SHUFFLE(x, x, EACH(ACROSS, 8));
+#endif
+#if LANES >= 8
+    x += SHUFFLE(x, x, EACH(ACROSS, 4));
+#endif
+    x += SHUFFLE(x, x, EACH(ACROSS, 2));
     return x[0] + x[1];
 }
-#endif
 INLINE int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
 
 /* The first or last `count` numbers of a row, zeros behind them; a whole vector where there are as many. */
@@ -196,38 +201,38 @@ static void product(int m, int n, int k, Operand a, const float *b, ptrdiff_t b_
     }
 }
 
-/* Interleave the lower, or upper, halves of a and b: a0 b0 a1 b1 ... */
-#if LANES == 4
-#define LOWER(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
-#define UPPER(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
-#elif LANES == 8
-#define LOWER(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
-#define UPPER(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
-#else
-#define LOWER(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define UPPER(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+/* Transposes LANES x LANES in registers: at each width, swap what stands off the diagonal (Eklundh 1972). */
+#define LOW(lane, width) ((lane) & (width) ? LANES + (lane) - (width) : (lane))
+#define HIGH(lane, width) ((lane) & (width) ? LANES + (lane) : (lane) + (width))
+INLINE void transpose_lanes(vec *row) {
+    vec upper, lower;
+#define STAGE(width)                                                                                               \
+    for (int r = 0; r < LANES; r++)                                                                                \
+        if (!(r & width)) {                                                                                        \
+            upper = row[r], lower = row[r + width];                                                                \
+            row[r] = SHUFFLE(upper, lower, EACH(LOW, width));                                                      \
+            row[r + width] = SHUFFLE(upper, lower, EACH(HIGH, width));                                             \
+        }
+#if LANES == 16
+    STAGE(8)
 #endif
+#if LANES >= 8
+    STAGE(4)
+#endif
+    STAGE(2)
+    STAGE(1)
+#undef STAGE
+}
 
-/* to[columns][rows up to a multiple of LANES] = transposed from[rows][columns]; columns is a multiple of LANES, and rows
-   past the last are taken to be zero. Each round of interleaving turns a square of vectors by one bit of its index. */
+/* to[columns][rows, and zeros up to a multiple of LANES] = transposed from[rows][columns]. */
 static void transpose(const float *from, ptrdiff_t from_row, int rows, int columns, float *to, ptrdiff_t to_row) {
     for (int i = 0; i < rows; i += LANES)
         for (int j = 0; j < columns; j += LANES) {
-            vec square[LANES], turned[LANES];
-#pragma GCC unroll 16
-            for (int p = 0; p < LANES; p++) square[p] = i + p < rows ? load(from + (i + p) * from_row + j) : (vec){0};
-#pragma GCC unroll 4
-            for (int round = 1; round < LANES; round *= 2) {
-#pragma GCC unroll 8
-                for (int p = 0; p < LANES / 2; p++) {
-                    turned[2 * p] = LOWER(square[p], square[p + LANES / 2]);
-                    turned[2 * p + 1] = UPPER(square[p], square[p + LANES / 2]);
-                }
-#pragma GCC unroll 16
-                for (int p = 0; p < LANES; p++) square[p] = turned[p];
-            }
-#pragma GCC unroll 16
-            for (int p = 0; p < LANES; p++) store(to + (j + p) * to_row + i, square[p]);
+            vec square[LANES];
+            for (int p = 0; p < LANES; p++)
+                square[p] = i + p < rows ? load_some(from + (i + p) * from_row + j, columns - j) : (vec){0};
+            transpose_lanes(square);
+            for (int p = 0; p < LANES && j + p < columns; p++) store(to + (j + p) * to_row + i, square[p]);
         }
 }
 
@@ -266,16 +271,3 @@ INLINE void add_scaled(float *to, const float *x, float by, int n) {
 
 /* A thread's own working memory, aligned to a cache line; NULL when there is none. */
 INLINE float *workspace(size_t floats) { return (float *)aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64); }
-
-/* Ask for large pages under a fresh tensor of some megabytes: with small ones, the system takes longer to hand the
-   memory out than a kernel takes to fill it. Only a hint, and none where there are no large pages. */
-static void large_pages(void *memory, size_t floats) {
-#ifdef MADV_HUGEPAGE
-    const uintptr_t page = (uintptr_t)1 << 21;
-    uintptr_t from = ((uintptr_t)memory + page - 1) / page * page;
-    uintptr_t to = ((uintptr_t)memory + floats * sizeof(float)) / page * page;
-    if (memory && to > from) madvise((void *)from, to - from, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)floats;
-#endif
-}

@@ -214,8 +214,6 @@ int EXPORT(slstm_forward)(const float *gates, const float *recurrent, const int6
     size_t packed_floats = (size_t)4 * dim * s.padded;
     float *packed = workspace(heads * packed_floats);
     int failed = !packed;
-    large_pages(y, s.tokens * heads * dim);
-    large_pages(saved, s.tokens * heads * s.padded * SLSTM_SAVED);
 #pragma omp parallel if (SLSTM_WORTH_THREADS(s))
     {
         float *scratch = workspace(slstm_forward_floats(&s));
@@ -385,7 +383,6 @@ int EXPORT(slstm_backward)(const float *recurrent, const int64_t *edges, const f
     size_t packed_floats = (size_t)4 * dim * s.padded;
     float *packed = workspace(heads * packed_floats);
     int failed = !packed;
-    large_pages(d_gates, s.tokens * heads * dim * 4);
 #pragma omp parallel if (SLSTM_WORTH_THREADS(s))
     {
         size_t group_floats = slstm_backward_floats(&s), weight_floats = slstm_weight_floats(&s);

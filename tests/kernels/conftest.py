@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
-from processive.kernels import native
 from torch import Tensor
 
 LENGTHS = [[1], [63], [64], [65], [1, 1, 1], [200, 1, 64, 3], [0, 5, 0], [0, 0], []]
@@ -19,13 +18,12 @@ def lengths(request: pytest.FixtureRequest) -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def _nan_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs of native kernels start as NaN, so that one that was not written is seen."""
-
-    def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full(shape, torch.nan if dtype.is_floating_point else -(2**31), dtype=dtype)
-
-    monkeypatch.setattr(native, "empty", poisoned)
+def _fresh_memory_is_nan() -> Iterator[None]:
+    """Let torch fill fresh memory with NaN, so that what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def cumulative(lengths: Sequence[int]) -> Tensor:
@@ -73,12 +71,3 @@ def grads() -> Callable[..., list[Tensor]]:
 @pytest.fixture
 def assert_close() -> Callable[..., None]:
     return compare
-
-
-@pytest.fixture
-def nan_outputs() -> Iterator[None]:
-    """Let torch fill fresh memory with NaN, so that what a kernel forgets to write shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)

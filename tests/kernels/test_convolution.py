@@ -14,8 +14,6 @@ CHANNELS = 37  # whole vectors and a rest
 BACKENDS = available_backends("causal_conv1d")
 EXACT = {"torch": (torch.float64, 1e-10), "native": (torch.float32, 1e-5)}  # dtype, and ratio to the reference
 
-pytestmark = pytest.mark.usefixtures("nan_outputs")
-
 
 def random_inputs(tokens: int, taps: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     shapes = (tokens, CHANNELS), (CHANNELS, taps), (CHANNELS,)

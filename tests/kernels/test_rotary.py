@@ -5,20 +5,47 @@ from __future__ import annotations
 import pytest
 import torch
 from processive.errors import ConfigError, ShapeError
-from processive.kernels import reference, rotary
+from processive.kernels import available_backends, reference, rotary
+
+CASES = [("torch", torch.float64, 1e-10), *((name, torch.float32, 1e-5) for name in available_backends("rotary"))]
 
 
 @pytest.mark.parametrize("style", ["half", "interleaved"])
-@pytest.mark.parametrize("dim", [2, 6, 10])
+@pytest.mark.parametrize("dim", [2, 6, 10, 32, 70])
 @pytest.mark.parametrize("tokens", [0, 1, 65])
-@pytest.mark.parametrize(("dtype", "rms_ratio"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_equals_reference(style, dim, tokens, dtype, rms_ratio, grads, assert_close):
+@pytest.mark.parametrize(("backend", "dtype", "rms_ratio"), CASES)
+def test_equals_reference(style, dim, tokens, backend, dtype, rms_ratio, grads, assert_close):
     x = torch.randn(tokens, 3, dim, dtype=dtype, requires_grad=True)
     double = x.detach().double().requires_grad_()
     positions = torch.randint(0, 10**7, (tokens,))
-    got, want = rotary(x, positions, base=500, style=style), reference.rotary(double, positions, base=500, style=style)
+    got = rotary(x, positions, base=500, style=style, backend=backend)
+    want = reference.rotary(double, positions, base=500, style=style)
     assert got.dtype == dtype
     assert_close([got, *grads([got], [x])], [want, *grads([want], [double])], rms_ratio)
+
+
+@pytest.mark.parametrize(("backend", "dtype", "rms_ratio"), CASES)
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_inputs_may_be_views(backend, dtype, rms_ratio, style, assert_close):
+    joined, positions = torch.randn(20, 5, 12, dtype=dtype), torch.arange(40, dtype=torch.int32)[::2]
+    for x in (joined[:, 1:3], joined.transpose(1, 2)[..., :4]):
+        want = reference.rotary(x, positions, style=style)
+        assert_close([rotary(x, positions, style=style, backend=backend)], [want], rms_ratio)
+
+
+def test_the_gradient_has_a_gradient():
+    x = torch.randn(9, 2, 6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(rotary(x, torch.arange(9)).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), x)
+    torch.testing.assert_close(second, torch.full_like(x, 2.0))  # a rotation leaves the squared length as it is
+
+
+def test_bfloat16_is_rounded_once():
+    x, positions = torch.randn(40, 2, 32, dtype=torch.bfloat16), torch.arange(40) * 1000
+    for backend in available_backends("rotary"):
+        got = rotary(x, positions, backend=backend)
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.double(), reference.rotary(x, positions), rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("style", ["half", "interleaved"])

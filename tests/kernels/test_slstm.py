@@ -16,9 +16,6 @@ EXACT = {"torch": (torch.float64, 1e-10), "native": (torch.float32, 1e-5)}  # dt
 NAMES = ["y", "last.y", "last.c", "last.n", "last.m", "dgates", "drecurrent", "dy0", "dc0", "dn0", "dm0"]
 
 
-pytestmark = pytest.mark.usefixtures("nan_outputs")
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param

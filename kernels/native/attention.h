@@ -1,0 +1,444 @@
+/* Attention on packed sequences: FlashAttention-2 (Dao 2023) with one query in each lane.
+
+   A block of QUERIES queries stands in the columns of everything that the loop over the keys touches:
+
+       S' = K Q' / sqrt(dim)      P' = exp(S' - top)      O' += V' P'          (' is transposed: [.., queries])
+
+   so the running maximum, the sums and the rescaling are vertical, head sizes are free, and no key or value is read
+   beyond its sequence. Near the diagonal the keys come in steps of STEP, and the queries before them are left out.
+   Every product runs in L1 or L2; nothing of size queries x keys is ever written to memory.
+
+   Floor: 4 dim FLOP per visible pair forward, 10 dim more backward (S and P are made again). */
+
+enum { QUERIES = 64, KEYS = 64, STEP = 16, FEW = 16 /* keys at a time for a single query */ };
+
+/* Numbers of one call, in the order in which kernels/attention_native.py writes them. */
+typedef struct {
+    int64_t sequences, heads, kv_heads, dim, v_dim, causal, window;
+    int64_t q_token, q_head, k_token, k_head, v_token, v_head; /* strides */
+} Attention;
+
+typedef struct {
+    const Attention *a;
+    const float *q, *k, *v; /* of the first query, key and value of one head in one sequence */
+    int queries, keys, lead; /* lead: tokens of the prefix */
+} Part;
+
+static Part attention_part(const Attention *a, const float *q, const float *k, const float *v, const int64_t *edges,
+                           const int64_t *key_edges, const int64_t *prefix, int64_t s, int64_t head) {
+    int64_t shared = head / (a->heads / a->kv_heads);
+    int64_t keys = key_edges[s + 1] - key_edges[s];
+    return (Part){a,
+                  q + edges[s] * a->q_token + head * a->q_head,
+                  k + key_edges[s] * a->k_token + shared * a->k_head,
+                  v + key_edges[s] * a->v_token + shared * a->v_head,
+                  edges[s + 1] - edges[s],
+                  keys,
+                  prefix[s] < keys ? prefix[s] : keys};
+}
+
+/* The keys that the queries at positions [i0, i1) may see lie in [first, last). */
+typedef struct {
+    int i0, i1, first, last;
+} Range;
+
+static Range visible_range(const Part *p, int begin) {
+    int64_t count = p->queries - begin < QUERIES ? p->queries - begin : QUERIES, window = p->a->window;
+    int64_t i0 = p->keys - p->queries + begin, i1 = i0 + count;
+    int64_t first = i0 - window + 1 > 0 ? i0 - window + 1 : 0, last = p->a->causal ? i1 : i1 - 1 + window;
+    if (last > p->keys) last = p->keys;
+    if (i0 < p->lead) {
+        first = 0;
+        if (last < p->lead) last = p->lead;
+    }
+    return (Range){i0, i1, first, last};
+}
+
+/* Keys [j, j + size) against a block of queries: those in the first `skip` lanes see none of them. */
+typedef struct {
+    int size, skip, masked;
+} Block;
+
+static Block next_block(const Part *p, Range r, int j) {
+    int causal = p->a->causal && !(j < p->lead && r.i0 < p->lead);
+    int64_t window = p->a->window;
+    int size = causal && j + KEYS - 1 > r.i0 ? STEP : KEYS;
+    if (size > r.last - j) size = r.last - j;
+    int end = j + size;
+    int masked = (p->a->causal && end - 1 > r.i0) || r.i1 - 1 - j >= window || end - 1 - r.i0 >= window;
+    if (r.i1 <= p->lead && end <= p->lead) masked = 0;
+    return (Block){size, causal && j > r.i0 ? (j - r.i0) / LANES * LANES : 0, masked};
+}
+
+/* exp of what is not above 0, to within 2 units in the last place; 0 below -87.3, NaN stays NaN. As vec_exp, and half of
+   its work: the exponent stands in the low bits of x / ln 2 + magic, bias included. */
+INLINE vec exp_below(vec x) {
+    const vec magic = all(12582912.0f + 127);
+    vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
+    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vec p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return choose(x < -87.33654f, (vec){0}, p * (vec)((vec_int)shifted << 23));
+}
+
+/* to[columns][QUERIES] = scale * from[rows][columns], transposed, zeros up to the next full vector. */
+static void turn_in(const float *from, ptrdiff_t from_row, int rows, int columns, float scale, float *to) {
+    for (int r = 0; r < rows; r += LANES) {
+        int c = 0;
+        for (; c + LANES <= columns; c += LANES) {
+            vec row[LANES];
+            for (int i = 0; i < LANES; i++)
+                row[i] = r + i < rows ? load(from + (r + i) * from_row + c) * scale : (vec){0};
+            transpose_lanes(row);
+            for (int i = 0; i < LANES; i++) store(to + (c + i) * QUERIES + r, row[i]);
+        }
+        for (; c < columns; c++)
+            for (int i = 0; i < LANES; i++)
+                to[c * QUERIES + r + i] = r + i < rows ? from[(r + i) * from_row + c] * scale : 0;
+    }
+}
+
+/* to[rows][columns] = from[columns][QUERIES], transposed. */
+static void turn_out(const float *from, int rows, int columns, float *to, ptrdiff_t to_row) {
+    for (int r = 0; r < rows; r += LANES) {
+        int c = 0, count = rows - r < LANES ? rows - r : LANES;
+        for (; c + LANES <= columns; c += LANES) {
+            vec row[LANES];
+            for (int i = 0; i < LANES; i++) row[i] = load(from + (c + i) * QUERIES + r);
+            transpose_lanes(row);
+            for (int i = 0; i < count; i++) store(to + (r + i) * to_row + c, row[i]);
+        }
+        for (; c < columns; c++)
+            for (int i = 0; i < count; i++) to[(r + i) * to_row + c] = from[c * QUERIES + r + i];
+    }
+}
+
+/* Minus infinity wherever a query does not see a key. */
+static void hide(const Part *p, Range r, Block b, int j, float *s) {
+    const int causal = p->a->causal, lead = p->lead, n = round_up(r.i1 - r.i0);
+    const int window = p->a->window < INT32_MAX ? p->a->window : INT32_MAX;
+    for (int c = b.skip; c < n; c += LANES) {
+        vec_int i;
+        for (int lane = 0; lane < LANES; lane++) i[lane] = r.i0 + c + lane;
+        for (int row = 0; row < b.size; row++) {
+            vec_int distance = i - (j + row), seen = (distance < window) & (distance > -window);
+            if (causal) seen &= distance >= 0;
+            if (j + row < lead) seen |= i < lead;
+            float *at = s + row * QUERIES + c;
+            store(at, choose(seen, load(at), all(-INFINITY)));
+        }
+    }
+}
+
+/* to[rows][columns] = from[rows][columns]: rows of a head lie 4 kB apart and would push each other out of L1. */
+static void copy(const float *from, ptrdiff_t from_row, int rows, int columns, float *to) {
+    for (int r = 0; r < rows; r++) {
+        int c = 0;
+        for (; c + LANES <= columns; c += LANES) store(to + r * columns + c, load(from + r * from_row + c));
+        for (; c < columns; c++) to[r * columns + c] = from[r * from_row + c];
+    }
+}
+
+static void fetch(const float *from, ptrdiff_t from_row, int rows, int columns) {
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c += 16) __builtin_prefetch(from + r * from_row + c, 0, 2);
+}
+
+/* The keys and values of the next block; after the last one, those of the next head, which lie beside these. */
+static void fetch_next(const Part *p, Range r, int j, int size) {
+    const Attention *a = p->a;
+    int next = j + size, ends = next >= r.last, rows = ends || next + size <= r.last ? size : r.last - next;
+    if (ends) next = r.first;
+    fetch(p->k + next * a->k_token + (ends ? a->k_head : 0), a->k_token, rows, a->dim);
+    fetch(p->v + next * a->v_token + (ends ? a->v_head : 0), a->v_token, rows, a->v_dim);
+}
+
+static void attend(const Part *p, int begin, float scale, float *work, float *y, ptrdiff_t y_row, float *top,
+                   float *inverse) {
+    const Attention *a = p->a;
+    const int dim = a->dim, v_dim = a->v_dim;
+    Range r = visible_range(p, begin);
+    int count = r.i1 - r.i0, n = round_up(count);
+    float *q = work, *s = q + dim * QUERIES, *o = s + KEYS * QUERIES, *v = o + v_dim * QUERIES;
+    vec m[QUERIES / LANES], total[QUERIES / LANES];
+    for (int c = 0; c < n / LANES; c++) m[c] = all(-3e38f), total[c] = (vec){0};
+    memset(o, 0, v_dim * QUERIES * sizeof(float));
+    turn_in(p->q + begin * a->q_token, a->q_token, count, dim, scale, q);
+    fetch(p->q + a->q_head + begin * a->q_token, a->q_token, count, dim);
+    Block b;
+    for (int j = r.first; j < r.last; j += b.size) {
+        b = next_block(p, r, j);
+        copy(p->v + j * a->v_token, a->v_token, b.size, v_dim, v);
+        Operand keys = {p->k + j * a->k_token, a->k_token, 1}, values = {v, 1, v_dim};
+        fetch_next(p, r, j, b.size);
+        product(b.size, n - b.skip, dim, keys, q + b.skip, QUERIES, s + b.skip, QUERIES, 0);
+        if (b.masked) hide(p, r, b, j, s);
+        for (int c = b.skip; c < n; c += LANES) {
+            vec high = m[c / LANES], sum = {0};
+            for (int i = 0; i < b.size; i++) high = vec_max(load(s + i * QUERIES + c), high);
+            for (int i = 0; i < b.size; i++) {
+                vec weight = exp_below(load(s + i * QUERIES + c) - high);
+                sum += weight;
+                store(s + i * QUERIES + c, weight);
+            }
+            vec shrink = exp_below(m[c / LANES] - high);
+            m[c / LANES] = high;
+            total[c / LANES] = total[c / LANES] * shrink + sum;
+            for (int i = 0; i < v_dim; i++) store(o + i * QUERIES + c, load(o + i * QUERIES + c) * shrink);
+        }
+        product(v_dim, n - b.skip, b.size, values, s + b.skip, QUERIES, o + b.skip, QUERIES, 1);
+    }
+    for (int c = 0; c < n; c += LANES) {
+        vec share = 1.0f / total[c / LANES];
+        for (int i = 0; i < v_dim; i++) store(o + i * QUERIES + c, load(o + i * QUERIES + c) * share);
+        for (int lane = 0; lane < LANES && c + lane < count; lane++) {
+            top[c + lane] = m[c / LANES][lane];
+            inverse[c + lane] = share[lane];
+        }
+    }
+    turn_out(o, count, v_dim, y, y_row);
+}
+
+/* One query, as in decoding: reading the keys and values is all that may take time, so now they lie in the lanes, and
+   the heads that stand side by side in memory are taken block by block together. */
+
+/* q . k of LANES keys, of which `rows` are there. */
+INLINE vec dots(const float *q, const float *k, ptrdiff_t k_row, int rows, int dim) {
+    vec total[LANES];
+    float rest[LANES] = {0};
+    for (int i = 0; i < LANES; i++) {
+        total[i] = (vec){0};
+        int c = 0;
+        if (i < rows) {
+            for (; c + LANES <= dim; c += LANES) total[i] += load(q + c) * load(k + i * k_row + c);
+            for (; c < dim; c++) rest[i] += q[c] * k[i * k_row + c];
+        }
+    }
+    transpose_lanes(total);
+    vec sums = load(rest);
+    for (int i = 0; i < LANES; i++) sums += total[i];
+    return sums;
+}
+
+/* y[n] += sum over j of weight[j] x[j][n]. */
+static void add_rows(const float *weight, int rows, const float *x, ptrdiff_t x_row, int n, float *y) {
+    int whole = n / LANES * LANES;
+    product(1, whole, rows, (Operand){weight, 0, 1}, x, x_row, y, 0, 1);
+    for (int c = whole; c < n; c++)
+        for (int j = 0; j < rows; j++) y[c] += weight[j] * x[j * x_row + c];
+}
+
+/* `shared` key heads with `share` heads of the query each; what belongs to a head in `top` and `inverse` is `step`
+   apart. */
+static void attend_one(const Part *p, int shared, int share, float scale, float *y, float *top, float *inverse,
+                       ptrdiff_t step) {
+    const Attention *a = p->a;
+    const int dim = a->dim, v_dim = a->v_dim;
+    Range r = visible_range(p, 0);
+    memset(y, 0, shared * share * v_dim * sizeof(float));
+    for (int h = 0; h < shared * share; h++) top[h * step] = -3e38f, inverse[h * step] = 0;
+    for (int j = r.first; j < r.last; j += FEW) {
+        const int left = r.last - j, size = left < FEW ? left : FEW, more = left - size < FEW ? left - size : FEW;
+        for (int h = 0; h < shared * share; h++) {
+            const float *k = p->k + j * a->k_token + h / share * a->k_head;
+            const float *v = p->v + j * a->v_token + h / share * a->v_head;
+            if (h % share == 0) {
+                fetch(k + FEW * a->k_token, a->k_token, more, dim);
+                fetch(v + FEW * a->v_token, a->v_token, more, v_dim);
+            }
+            float weight[KEYS], *out = y + h * v_dim, old = top[h * step], high = old;
+            for (int i = 0; i < size; i += LANES)
+                store(weight + i, dots(p->q + h * a->q_head, k + i * a->k_token, a->k_token, size - i, dim) * scale);
+            for (int i = 0; i < size; i++) high = weight[i] > high ? weight[i] : high;
+            float shrink = exp_below(all(old - high))[0], total = inverse[h * step] * shrink;
+            for (int i = 0; i < size; i += LANES) store(weight + i, exp_below(load(weight + i) - high));
+            for (int i = 0; i < size; i++) total += weight[i];
+            for (int c = 0; c < v_dim; c++) out[c] *= shrink;
+            add_rows(weight, size, v, a->v_token, v_dim, out);
+            top[h * step] = high, inverse[h * step] = total;
+        }
+    }
+    for (int h = 0; h < shared * share; h++) {
+        inverse[h * step] = 1.0f / inverse[h * step];
+        for (int c = 0; c < v_dim; c++) y[h * v_dim + c] *= inverse[h * step];
+    }
+}
+
+/* The sequence that piece number `piece` belongs to, where sequence s has the pieces starts[s] to starts[s + 1] - 1. */
+static int64_t owner(const int64_t *starts, int64_t sequences, int64_t piece) {
+    int64_t low = 0, high = sequences;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (starts[middle] <= piece) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+
+/* y[tokens][heads][v_dim] and stats[2][heads][tokens], the maximum of each row of S and 1 / the sum of its P. */
+EXPORT(int attention_forward)(const float *q, const float *k, const float *v, const int64_t *edges,
+                              const int64_t *key_edges, const int64_t *prefix, const Attention *a, float scale,
+                              float *y, float *stats) {
+    const int64_t tokens = edges[a->sequences], heads = a->heads, y_row = heads * a->v_dim;
+    const int share = heads / a->kv_heads, together = (256 + a->dim - 1) / a->dim; /* 1 kB of each key */
+    int64_t *starts = malloc((a->sequences + 1) * sizeof(int64_t));
+    if (!starts) return 1;
+    starts[0] = 0;
+    for (int64_t s = 0; s < a->sequences; s++)
+        starts[s + 1] = starts[s] + (edges[s + 1] - edges[s] + QUERIES - 1) / QUERIES;
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        float *work = workspace((a->dim + KEYS + a->v_dim) * QUERIES + KEYS * a->v_dim);
+        failed = !work;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < starts[a->sequences] * heads; task++) {
+            if (!work) continue;
+            int64_t block = task / heads, head = task % heads, s = owner(starts, a->sequences, block);
+            Part p = attention_part(a, q, k, v, edges, key_edges, prefix, s, head);
+            int begin = (block - starts[s]) * QUERIES;
+            int64_t token = edges[s] + begin;
+            float *out = y + token * y_row + head * a->v_dim;
+            float *top = stats + head * tokens + token, *inverse = top + heads * tokens;
+            if (p.queries > 1) attend(&p, begin, scale, work, out, y_row, top, inverse);
+            else if (head % (share * together) == 0) {
+                int rest = a->kv_heads - head / share;
+                attend_one(&p, rest < together ? rest : together, share, scale, out, top, inverse, tokens);
+            }
+        }
+        free(work);
+    }
+    free(starts);
+    return failed;
+}
+
+/* All queries of the heads that share one key head in one sequence. dk and dv are summed in working memory. */
+typedef struct {
+    float *q_turned, *q_rows, *dy_turned, *dy_rows, *y_turned, *dq, *p, *dp, *k, *dk, *dv;
+} Backward;
+
+static size_t backward_floats(const Attention *a, int64_t keys) {
+    size_t wide = round_up(a->dim) + round_up(a->v_dim);
+    return QUERIES * (2 * a->dim + 2 * a->v_dim + wide + 2 * KEYS) + KEYS * a->dim + keys * wide;
+}
+
+static Backward backward_space(const Attention *a, int64_t keys, float *work) {
+    Backward w;
+    int wide = round_up(a->dim), v_wide = round_up(a->v_dim);
+    w.q_turned = work;
+    w.q_rows = w.q_turned + a->dim * QUERIES;
+    w.dy_rows = w.q_rows + wide * QUERIES;
+    w.dy_turned = w.dy_rows + v_wide * QUERIES;
+    w.y_turned = w.dy_turned + a->v_dim * QUERIES;
+    w.dq = w.y_turned + a->v_dim * QUERIES;
+    w.p = w.dq + a->dim * QUERIES;
+    w.dp = w.p + KEYS * QUERIES;
+    w.dk = w.dp + KEYS * QUERIES;
+    w.dv = w.dk + keys * wide;
+    w.k = w.dv + keys * v_wide;
+    return w;
+}
+
+/* to[QUERIES][wide] = scale * from[rows][columns], zeros around it. */
+static void copy_rows(const float *from, ptrdiff_t from_row, int rows, int columns, float scale, float *to, int wide) {
+    memset(to, 0, QUERIES * wide * sizeof(float));
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++) to[r * wide + c] = from[r * from_row + c] * scale;
+}
+
+static void attend_backward(const Part *p, int begin, float scale, const float *y, const float *dy, ptrdiff_t y_row,
+                            const float *top, const float *inverse, Backward w, float *dq, ptrdiff_t dq_row) {
+    const Attention *a = p->a;
+    const int dim = a->dim, v_dim = a->v_dim, wide = round_up(dim), v_wide = round_up(v_dim);
+    Range r = visible_range(p, begin);
+    int count = r.i1 - r.i0, n = round_up(count);
+    float m[QUERIES] = {0}, share[QUERIES] = {0}, delta[QUERIES] = {0};
+    memcpy(m, top, count * sizeof(float));
+    memcpy(share, inverse, count * sizeof(float)); /* 0 in the lanes without a query: their P is 0 */
+    const float *q = p->q + begin * a->q_token;
+    turn_in(q, a->q_token, count, dim, scale, w.q_turned);
+    turn_in(dy, y_row, count, v_dim, 1.0f, w.dy_turned);
+    turn_in(y, y_row, count, v_dim, 1.0f, w.y_turned);
+    for (int i = 0; i < v_dim * QUERIES; i += QUERIES) /* in the order of the products: where P is 1, dS is 0 */
+        for (int c = 0; c < n; c++) delta[c] += w.y_turned[i + c] * w.dy_turned[i + c];
+    copy_rows(q, a->q_token, count, dim, scale, w.q_rows, wide);
+    copy_rows(dy, y_row, count, v_dim, 1.0f, w.dy_rows, v_wide);
+    memset(w.dq, 0, dim * QUERIES * sizeof(float));
+    fetch(q + a->q_head, a->q_token, count, dim);
+    fetch(y + v_dim, y_row, count, v_dim);
+    fetch(dy + v_dim, y_row, count, v_dim);
+    Block b;
+    for (int j = r.first; j < r.last; j += b.size) {
+        b = next_block(p, r, j);
+        int skip = b.skip, lanes = n - skip;
+        copy(p->k + j * a->k_token, a->k_token, b.size, dim, w.k);
+        fetch_next(p, r, j, b.size);
+        Operand keys = {w.k, dim, 1}, keys_turned = {w.k, 1, dim}, values = {p->v + j * a->v_token, a->v_token, 1};
+        Operand weights = {w.p + skip, QUERIES, 1}, dscores = {w.dp + skip, QUERIES, 1};
+        product(b.size, lanes, dim, keys, w.q_turned + skip, QUERIES, w.p + skip, QUERIES, 0);
+        product(b.size, lanes, v_dim, values, w.dy_turned + skip, QUERIES, w.dp + skip, QUERIES, 0);
+        if (b.masked) hide(p, r, b, j, w.p);
+        for (int c = skip; c < n; c += LANES) {
+            vec high = load(m + c), part = load(share + c), mean = load(delta + c);
+            for (int row = 0; row < b.size; row++) {
+                float *at = w.p + row * QUERIES + c, *dat = w.dp + row * QUERIES + c;
+                vec weight = exp_below(load(at) - high) * part;
+                store(at, weight);
+                store(dat, weight * (load(dat) - mean));
+            }
+        }
+        product(b.size, v_wide, lanes, weights, w.dy_rows + skip * v_wide, v_wide, w.dv + j * v_wide, v_wide, 1);
+        product(b.size, wide, lanes, dscores, w.q_rows + skip * wide, wide, w.dk + j * wide, wide, 1);
+        product(dim, lanes, b.size, keys_turned, w.dp + skip, QUERIES, w.dq + skip, QUERIES, 1);
+    }
+    for (int i = 0; i < dim * QUERIES; i++) w.dq[i] *= scale;
+    turn_out(w.dq, count, dim, dq, dq_row);
+}
+
+/* Gradients of contiguous shapes [tokens or keys][heads or kv_heads][dim or v_dim]. */
+EXPORT(int attention_backward)(const float *q, const float *k, const float *v, const int64_t *edges,
+                               const int64_t *key_edges, const int64_t *prefix, const Attention *a, float scale,
+                               const float *y, const float *stats, const float *dy, float *dq, float *dk, float *dv) {
+    const int64_t tokens = edges[a->sequences], heads = a->heads, share = heads / a->kv_heads;
+    const int64_t q_row = heads * a->dim, y_row = heads * a->v_dim;
+    const int wide = round_up(a->dim), v_wide = round_up(a->v_dim);
+    int64_t longest = 0;
+    for (int64_t s = 0; s < a->sequences; s++)
+        if (key_edges[s + 1] - key_edges[s] > longest) longest = key_edges[s + 1] - key_edges[s];
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        float *work = workspace(backward_floats(a, longest));
+        failed = !work;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < a->sequences * a->kv_heads; task++) {
+            if (!work) continue;
+            int64_t s = task / a->kv_heads, shared = task % a->kv_heads, keys = key_edges[s + 1] - key_edges[s];
+            Backward w = backward_space(a, keys, work);
+            memset(w.dk, 0, keys * wide * sizeof(float));
+            memset(w.dv, 0, keys * v_wide * sizeof(float));
+            for (int64_t head = shared * share; head < (shared + 1) * share; head++) {
+                Part p = attention_part(a, q, k, v, edges, key_edges, prefix, s, head);
+                for (int begin = 0; begin < p.queries; begin += QUERIES) {
+                    int64_t token = edges[s] + begin, at = token * y_row + head * a->v_dim;
+                    const float *top = stats + head * tokens + token;
+                    attend_backward(&p, begin, scale, y + at, dy + at, y_row, top, top + heads * tokens, w,
+                                    dq + token * q_row + head * a->dim, q_row);
+                }
+            }
+            for (int64_t j = 0; j < keys; j++) {
+                int64_t row = (key_edges[s] + j) * a->kv_heads + shared;
+                memcpy(dk + row * a->dim, w.dk + j * wide, a->dim * sizeof(float));
+                memcpy(dv + row * a->v_dim, w.dv + j * v_wide, a->v_dim * sizeof(float));
+            }
+        }
+        free(work);
+    }
+    return failed;
+}
