@@ -20,8 +20,8 @@ from ..errors import ConfigError
 from . import native
 
 _BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
-    "mlstm": ("native", "torch"),
-    "slstm": ("torch",),
+    "mlstm": ("triton", "native", "torch"),
+    "slstm": ("triton", "torch"),
     "attention": ("torch",),
     "causal_conv1d": ("torch",),
     "rotary": ("torch",),

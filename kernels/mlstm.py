@@ -124,13 +124,20 @@ def mlstm(
         raise ShapeError("q, v", (tuple(q.shape), tuple(v.shape)), "at least one head and one dimension")
     if gate not in ("exp", "sigmoid"):
         raise ConfigError(f"The mLSTM's gate is 'exp' or 'sigmoid', not {gate!r}.")
-    choose_backend("mlstm", backend, q.device, q.dtype)
+    chosen = choose_backend("mlstm", backend, q.device, q.dtype)
 
     dtype = gate_dtype(q.dtype)
     with torch.autocast(q.device.type, enabled=False):
         log_input = input_gate.to(dtype) if gate == "exp" else logsigmoid(input_gate.to(dtype))
         log_forget = logsigmoid(forget_gate.to(dtype))
         state = None if initial_state is None else MLSTMState(*(part.to(dtype) for part in initial_state))
+        if chosen == "triton" and tokens:
+            from . import triton
+
+            h, parts = triton.mlstm(
+                q, k, v, log_input, log_forget, lengths=lengths, state=state, return_state=return_state, reverse=reverse
+            )
+            return h if parts is None else (h, MLSTMState(*parts))
         inputs = (q.to(dtype), k.to(dtype), v.to(dtype), log_input, log_forget)
         last: MLSTMState | None
         if tokens == 0:
