@@ -36,6 +36,22 @@ def _maximum(a, b):
 
 
 @triton.jit
+def _low(x, high):
+    """What float32 lost of x; nothing of an infinity."""
+    return tl.where(tl.abs(x) < INF, x - high, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _decay(write, decay, seen, EXACT: tl.constexpr):
+    """Return exp(write - decay) where seen, else 0; ``EXACT`` goes beyond float32 in what the exponent is made of."""
+    write_high, decay_high = write.to(tl.float32), decay.to(tl.float32)
+    exponent = write_high - decay_high
+    if EXACT:
+        exponent += _low(write, write_high) - _low(decay, decay_high)
+    return tl.exp(tl.where(seen, exponent, -INF))
+
+
+@triton.jit
 def _chunk(chunks, chunk):
     """Return the first token of a chunk, its length, and the slot of the state before it."""
     row = chunks + chunk * 4
@@ -182,7 +198,7 @@ def output_kernel(q, k, v, b, u, peak, chunks, C, n, m, h, inverse, slope, token
     i_live, i_row = i < length, first + STEP * i
     reach = tl.maximum(tl.load(peak + gates + i_row, mask=i_live, other=INF), before)
     base = tl.min(reach, 0)
-    i_decay = (reach - base + half_log_qk).to(tl.float32)
+    i_decay = reach - base + half_log_qk
     Q = _tile(q, i_row, i_live, head, heads, 0, QK, BK)
     numerator = tl.zeros((BI, BV), tl.float32)
     denominator = tl.zeros((BI,), tl.float32)
@@ -199,10 +215,10 @@ def output_kernel(q, k, v, b, u, peak, chunks, C, n, m, h, inverse, slope, token
     for j0 in range(0, tl.minimum(i0 + BI, length), BJ):
         j = j0 + tl.arange(0, BJ)
         j_live, j_row = j < length, first + STEP * j
-        j_write = (tl.load(u + gates + j_row, mask=j_live, other=-INF) - base).to(tl.float32)
+        j_write = tl.load(u + gates + j_row, mask=j_live, other=-INF) - base
         P = _product(q, Q, i_row, i_live, k, j_row, j_live, tl.zeros((BI, BJ), tl.float32), head, heads, QK, BK,
                      PRECISION)  # fmt: skip
-        P *= tl.exp(tl.where(i[:, None] >= j, j_write - i_decay[:, None], -INF))
+        P *= _decay(j_write, i_decay[:, None], i[:, None] >= j, q.dtype.element_ty == tl.float32)
         denominator += tl.sum(P, 1)
         values = _tile(v, j_row, j_live, head, heads, v0, V, BV)
         numerator = _dot(P.to(values.dtype), values, numerator, PRECISION)
@@ -315,7 +331,7 @@ def query_gradient_kernel(q, k, v, dh, u, peak, inverse, dden, chunks, C, n, m, 
     i_live, i_row = i < length, first + STEP * i
     reach = tl.maximum(tl.load(peak + gates + i_row, mask=i_live, other=INF), before)
     base = tl.min(reach, 0)
-    i_decay = (reach - base + half_log_qk).to(tl.float32)
+    i_decay = reach - base + half_log_qk
     i_inverse = tl.load(inverse + gates + i_row, mask=i_live, other=0.0)
     i_dden = tl.load(dden + gates + i_row, mask=i_live, other=0.0)
     dH = _tile(dh, i_row, i_live, head, heads, 0, V, BV)
@@ -331,11 +347,11 @@ def query_gradient_kernel(q, k, v, dh, u, peak, inverse, dden, chunks, C, n, m, 
     for j0 in range(0, tl.minimum(i0 + BI, length), BJ):
         j = j0 + tl.arange(0, BJ)
         j_live, j_row = j < length, first + STEP * j
-        j_write = (tl.load(u + gates + j_row, mask=j_live, other=-INF) - base).to(tl.float32)
+        j_write = tl.load(u + gates + j_row, mask=j_live, other=-INF) - base
         dS = _product(dh, dH, i_row, i_live, v, j_row, j_live, tl.zeros((BI, BJ), tl.float32), head, heads, V, BV,
                       PRECISION)  # fmt: skip
         dS = dS * i_inverse[:, None] + i_dden[:, None]
-        dS *= tl.exp(tl.where(i[:, None] >= j, j_write - i_decay[:, None], -INF))
+        dS *= _decay(j_write, i_decay[:, None], i[:, None] >= j, q.dtype.element_ty == tl.float32)
         keys = _tile(k, j_row, j_live, head, heads, k0, QK, BK)
         dQ = _dot(dS.to(keys.dtype), keys, dQ, PRECISION)
     at, exists = _place(i_row, i_live, head, heads, k0, QK, BK)
@@ -379,12 +395,12 @@ def key_gradient_kernel(q, k, v, dh, b, u, peak, inverse, dden, chunks, m, dC, d
         i_live, i_row = i < length, first + STEP * i
         reach = tl.maximum(tl.load(peak + gates + i_row, mask=i_live, other=INF), before)
         base = tl.min(reach, 0)
-        i_decay, j_write = (reach - base + half_log_qk).to(tl.float32), (write - base).to(tl.float32)
+        i_decay, j_write = reach - base + half_log_qk, write - base
         dS = _product(v, values, j_row, j_live, dh, i_row, i_live, tl.zeros((BJ, BI), tl.float32), head, heads, V, BV,
                       PRECISION)  # fmt: skip
         dS *= tl.load(inverse + gates + i_row, mask=i_live, other=0.0)
         dS += tl.load(dden + gates + i_row, mask=i_live, other=0.0)
-        dS *= tl.exp(tl.where(i >= j[:, None], j_write[:, None] - i_decay, -INF))
+        dS *= _decay(j_write[:, None], i_decay, i >= j[:, None], q.dtype.element_ty == tl.float32)
         queries = _tile(q, i_row, i_live, head, heads, k0, QK, BK)
         dK = _dot(dS.to(queries.dtype), queries, dK, PRECISION)
     at, exists = _place(j_row, j_live, head, heads, k0, QK, BK)
@@ -425,11 +441,11 @@ def value_gradient_kernel(q, k, dh, b, u, peak, inverse, chunks, m, dC, dv, toke
         i_live, i_row = i < length, first + STEP * i
         reach = tl.maximum(tl.load(peak + gates + i_row, mask=i_live, other=INF), before)
         base = tl.min(reach, 0)
-        i_decay, j_write = (reach - base + half_log_qk).to(tl.float32), (write - base).to(tl.float32)
+        i_decay, j_write = reach - base + half_log_qk, write - base
         P = _product(k, keys, j_row, j_live, q, i_row, i_live, tl.zeros((BJ, BI), tl.float32), head, heads, QK, BK,
                      PRECISION)  # fmt: skip
         P *= tl.load(inverse + gates + i_row, mask=i_live, other=0.0)
-        P *= tl.exp(tl.where(i >= j[:, None], j_write[:, None] - i_decay, -INF))
+        P *= _decay(j_write[:, None], i_decay, i >= j[:, None], q.dtype.element_ty == tl.float32)
         dH = _tile(dh, i_row, i_live, head, heads, v0, V, BV)
         dV = _dot(P.to(dH.dtype), dH, dV, PRECISION)
     at, exists = _place(j_row, j_live, head, heads, v0, V, BV)
