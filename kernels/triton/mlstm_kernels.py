@@ -136,8 +136,8 @@ def carry_kernel(k, v, b, u, peak, top, chunks, edges, C_first, n_first, m_first
     if HAS_FIRST:
         at, exists = _state(sequence, head, heads, k0, v0, QK, V, BK, BV)
         memory = tl.load(C_first + at, mask=exists, other=0.0)
-        at, exists = _vector(sequence, head, heads, k0, QK, BK)
-        normaliser = tl.load(n_first + at, mask=exists, other=0.0)
+        along, there = _vector(sequence, head, heads, k0, QK, BK)
+        normaliser = tl.load(n_first + along, mask=there, other=0.0)
         stabiliser = tl.load(m_first + pair)
     origin = tl.full((), -1, tl.int64)
     first_chunk, end_chunk = tl.load(edges + sequence), tl.load(edges + sequence + 1)
@@ -147,8 +147,8 @@ def carry_kernel(k, v, b, u, peak, top, chunks, edges, C_first, n_first, m_first
         at, exists = _state(slot, head, heads, k0, v0, QK, V, BK, BV)
         tl.store(C + at, memory.to(C.dtype.element_ty), mask=exists)
         if v0 == 0:
-            at, exists = _vector(slot, head, heads, k0, QK, BK)
-            tl.store(n + at, normaliser, mask=exists)
+            along, there = _vector(slot, head, heads, k0, QK, BK)
+            tl.store(n + along, normaliser, mask=there)
         if block == 0:
             tl.store(m + slot * heads + head, stabiliser)
         if chunk < end_chunk:
@@ -207,8 +207,8 @@ def output_kernel(q, k, v, b, u, peak, chunks, C, n, m, h, inverse, slope, token
             left = _tile(q, i_row, i_live, head, heads, k0, QK, BK)
             at, exists = _state(slot, head, heads, k0, v0, QK, V, BK, BV)
             numerator = _dot(left, tl.load(C + at, mask=exists, other=0.0), numerator, PRECISION)
-            at, exists = _vector(slot, head, heads, k0, QK, BK)
-            denominator += tl.sum(left.to(tl.float32) * tl.load(n + at, mask=exists, other=0.0), 1)
+            along, there = _vector(slot, head, heads, k0, QK, BK)
+            denominator += tl.sum(left.to(tl.float32) * tl.load(n + along, mask=there, other=0.0), 1)
         start = tl.exp((before - reach - half_log_qk).to(tl.float32))
         numerator *= start[:, None]
         denominator *= start
@@ -269,8 +269,8 @@ def carry_back_kernel(q, dh, b, peak, inverse, dden, chunks, edges, C, n, m, dC_
     if HAS_LAST:
         at, exists = _state(sequence, head, heads, k0, v0, QK, V, BK, BV)
         memory = tl.load(dC_last + at, mask=exists, other=0.0)
-        at, exists = _vector(sequence, head, heads, k0, QK, BK)
-        normaliser = tl.load(dn_last + at, mask=exists, other=0.0)
+        along, there = _vector(sequence, head, heads, k0, QK, BK)
+        normaliser = tl.load(dn_last + along, mask=there, other=0.0)
     first_chunk, end_chunk = tl.load(edges + sequence), tl.load(edges + sequence + 1)
     gates = head.to(tl.int64) * tokens
     for back in range(0, end_chunk - first_chunk):
@@ -280,9 +280,9 @@ def carry_back_kernel(q, dh, b, peak, inverse, dden, chunks, edges, C, n, m, dC_
         tl.store(dC + at, memory.to(dC.dtype.element_ty), mask=exists)
         moved = tl.sum(tl.load(C + at, mask=exists, other=0.0).to(tl.float32) * memory)
         if v0 == 0:
-            at, exists = _vector(slot + 1, head, heads, k0, QK, BK)
-            tl.store(dn + at, normaliser, mask=exists)
-            moved += tl.sum(tl.load(n + at, mask=exists, other=0.0) * normaliser)
+            along, there = _vector(slot + 1, head, heads, k0, QK, BK)
+            tl.store(dn + along, normaliser, mask=there)
+            moved += tl.sum(tl.load(n + along, mask=there, other=0.0) * normaliser)
         tl.store(flow + (chunk * heads + head) * blocks + block, moved)
         if CARRIES:
             first, length, _ = _chunk(chunks, chunk)
@@ -307,8 +307,8 @@ def carry_back_kernel(q, dh, b, peak, inverse, dden, chunks, edges, C, n, m, dC_
         at, exists = _state(sequence, head, heads, k0, v0, QK, V, BK, BV)
         tl.store(dC_first + at, memory, mask=exists)
         if v0 == 0:
-            at, exists = _vector(sequence, head, heads, k0, QK, BK)
-            tl.store(dn_first + at, normaliser, mask=exists)
+            along, there = _vector(sequence, head, heads, k0, QK, BK)
+            tl.store(dn_first + along, normaliser, mask=there)
 
 
 @triton.jit
@@ -341,8 +341,8 @@ def query_gradient_kernel(q, k, v, dh, u, peak, inverse, dden, chunks, C, n, m, 
             left = _tile(dh, i_row, i_live, head, heads, v0, V, BV)
             at, exists = _state(slot, head, heads, k0, v0, QK, V, BK, BV)
             dQ = _dot(left, tl.trans(tl.load(C + at, mask=exists, other=0.0)), dQ, PRECISION)
-        at, exists = _vector(slot, head, heads, k0, QK, BK)
-        dQ = dQ * i_inverse[:, None] + i_dden[:, None] * tl.load(n + at, mask=exists, other=0.0)
+        along, there = _vector(slot, head, heads, k0, QK, BK)
+        dQ = dQ * i_inverse[:, None] + i_dden[:, None] * tl.load(n + along, mask=there, other=0.0)
         dQ *= tl.exp((before - reach - half_log_qk).to(tl.float32))[:, None]
     for j0 in range(0, tl.minimum(i0 + BI, length), BJ):
         j = j0 + tl.arange(0, BJ)
@@ -386,8 +386,8 @@ def key_gradient_kernel(q, k, v, dh, b, u, peak, inverse, dden, chunks, m, dC, d
             left = _tile(v, j_row, j_live, head, heads, v0, V, BV)
             at, exists = _state(slot + 1, head, heads, k0, v0, QK, V, BK, BV)
             dK = _dot(left, tl.trans(tl.load(dC + at, mask=exists, other=0.0)), dK, PRECISION)
-        at, exists = _vector(slot + 1, head, heads, k0, QK, BK)
-        dK += tl.load(dn + at, mask=exists, other=0.0)
+        along, there = _vector(slot + 1, head, heads, k0, QK, BK)
+        dK += tl.load(dn + along, mask=there, other=0.0)
         leave = tl.load(b + gates + first + STEP * (length - 1)) - tl.load(m + (slot + 1) * heads + head)
         dK *= tl.exp((leave + write).to(tl.float32))[:, None]
     for i0 in range(j0 // BI * BI, length, BI):
