@@ -94,9 +94,15 @@ def slstm(
     if initial_state is not None:
         for name, part in zip(SLSTMState._fields, initial_state, strict=True):
             expect_shape(f"initial_state.{name}", part, (len(lengths), heads, head_dim))
-    choose_backend("slstm", backend, gates.device, gates.dtype)
+    chosen = choose_backend("slstm", backend, gates.device, gates.dtype)
 
     dtype = gate_dtype(gates.dtype)
+    if chosen == "triton" and tokens:
+        from . import triton
+
+        first = None if initial_state is None else [part.to(dtype) for part in initial_state]
+        y, last = triton.slstm(gates.to(dtype), recurrent.to(dtype), first, lengths=lengths, reverse=reverse)
+        return (y.to(gates.dtype), SLSTMState(*last)) if return_state else y.to(gates.dtype)
     plan = rounds(lengths)
     row = torch.from_numpy(round_rows(lengths, plan, reverse)).to(gates.device)
     order, rank = (torch.from_numpy(index).to(gates.device) for index in (plan.order, plan.rank))

@@ -5,5 +5,6 @@ Plain masked loads and stores with 64-bit offsets: no block pointers, no autotun
 """
 
 from .mlstm import mlstm
+from .slstm import slstm
 
-__all__ = ["mlstm"]
+__all__ = ["mlstm", "slstm"]
