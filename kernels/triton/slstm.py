@@ -3,8 +3,8 @@
 The formulas stand in ``kernels/slstm.py``. c, n and m of every token are kept for the backward; its pre-activations are
 computed again, and the gradient of the recurrent matrices is one product, both over all tokens at once.
 
-R is read in every step. The four matrices of a head are 16 head_dim^2 bytes: 64 KB at head_dim 64, which stays in the
-first-level cache; heads up to 128 come from the second level, and wider ones are right but slow. Not timed yet.
+Made for heads of 64 and less, whose four matrices are at most 64 KB and stay on the processor. Wider heads pass y through
+memory in parts of 64 and read R from the second-level cache in every step. Not timed yet.
 """
 
 from __future__ import annotations
@@ -99,4 +99,4 @@ class _SLSTM(torch.autograd.Function):
 
 def _blocks(head_dim: int) -> dict[str, int]:
     block = max(16, triton.next_power_of_2(head_dim))
-    return {"DIM": head_dim, "BLOCK": block, "ROWS": _ROWS, "num_warps": 4 if block <= 64 else 8}
+    return {"DIM": head_dim, "BLOCK": block, "PART": min(block, 64), "ROWS": _ROWS, "num_warps": 8, "num_stages": 1}

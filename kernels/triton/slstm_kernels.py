@@ -20,33 +20,63 @@ def _log_sigmoid(x):
 
 
 @triton.jit
-def _matrix(recurrent, gate, head, heads, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """Load one head's matrix [out, in] of a gate."""
-    d = tl.arange(0, BLOCK)
-    at = ((gate * heads + head) * DIM + d)[:, None] * DIM + d
-    return tl.load(recurrent + at, mask=(d < DIM)[:, None] & (d < DIM), other=0.0)
+def _matrix(recurrent, gate, head, heads, out, into, DIM: tl.constexpr):
+    """Load part of one head's matrix [out, in] of a gate."""
+    at = ((gate * heads + head) * DIM + out)[:, None] * DIM + into
+    return tl.load(recurrent + at, mask=(out < DIM)[:, None] & (into < DIM), other=0.0)
 
 
 @triton.jit
-def _sequences(order, firsts, lengths, sequences, heads, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """Return first token and length of a block of sequences, and where their states stand."""
+def _recur(sum, hidden, y, rows, exists, recurrent, gate: tl.constexpr, head, heads, DIM: tl.constexpr,
+           BLOCK: tl.constexpr, PART: tl.constexpr):  # fmt: skip
+    """Return sum + hidden @ R^T; a wide head reads ``hidden`` from memory, part by part."""
+    d = tl.arange(0, BLOCK)
+    if BLOCK == PART:
+        return tl.dot(hidden, tl.trans(_matrix(recurrent, gate, head, heads, d, d, DIM)), sum, input_precision="ieee")
+    for start in range(0, DIM, PART):
+        into = start + tl.arange(0, PART)
+        part = tl.load(y + rows[:, None] * DIM + into, mask=exists[:, None] & (into < DIM), other=0.0)
+        R = _matrix(recurrent, gate, head, heads, d, into, DIM)
+        sum = tl.dot(part, tl.trans(R), sum, input_precision="ieee")
+    return sum
+
+
+@triton.jit
+def _recur_back(sum, draw, draws, rows, live, recurrent, gate: tl.constexpr, head, heads, DIM: tl.constexpr,
+                BLOCK: tl.constexpr, PART: tl.constexpr):  # fmt: skip
+    """Return sum + draw @ R, likewise."""
+    d = tl.arange(0, BLOCK)
+    if BLOCK == PART:
+        return tl.dot(draw, _matrix(recurrent, gate, head, heads, d, d, DIM), sum, input_precision="ieee")
+    for start in range(0, DIM, PART):
+        out = start + tl.arange(0, PART)
+        at = (rows + gate * heads)[:, None] * DIM + out
+        part = tl.load(draws + at, mask=live[:, None] & (out < DIM), other=0.0)
+        sum = tl.dot(part, _matrix(recurrent, gate, head, heads, out, d, DIM), sum, input_precision="ieee")
+    return sum
+
+
+@triton.jit
+def _sequences(order, firsts, lengths, sequences, heads, ROWS: tl.constexpr):
+    """Return first token and length of a block of sequences, the rows of their states, and which of them exist."""
     head = tl.program_id(0) % heads
     rank = tl.program_id(0) // heads * ROWS + tl.arange(0, ROWS)
     exists = rank < sequences
     sequence = tl.load(order + rank, mask=exists, other=0)
     first = tl.load(firsts + sequence, mask=exists, other=0)
     length = tl.load(lengths + sequence, mask=exists, other=0)
-    d = tl.arange(0, BLOCK)
-    return first, length, (sequence * heads + head)[:, None] * DIM + d, exists[:, None] & (d < DIM)
+    return first, length, sequence * heads + head, exists
 
 
 @triton.jit
 def forward_kernel(gates, recurrent, order, firsts, lengths, y_first, c_first, n_first, m_first, y, c, n, m, y_last,
                    c_last, n_last, m_last, sequences, heads, DIM: tl.constexpr, BLOCK: tl.constexpr,
-                   ROWS: tl.constexpr, STEP: tl.constexpr, HAS_FIRST: tl.constexpr, SAVE: tl.constexpr):  # fmt: skip
+                   PART: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, HAS_FIRST: tl.constexpr,
+                   SAVE: tl.constexpr):  # fmt: skip
     """Write y of every token, with ``SAVE`` also c, n and m, and the last state of every sequence."""
-    first, length, at_state, exists = _sequences(order, firsts, lengths, sequences, heads, DIM, BLOCK, ROWS)
+    first, length, rows, there = _sequences(order, firsts, lengths, sequences, heads, ROWS)
     head, d = tl.program_id(0) % heads, tl.arange(0, BLOCK)
+    at_state, exists = rows[:, None] * DIM + d, there[:, None] & (d < DIM)
     hidden = tl.zeros((ROWS, BLOCK), tl.float32)
     cell, normaliser, stabiliser = hidden, hidden, hidden
     if HAS_FIRST:
@@ -58,17 +88,19 @@ def forward_kernel(gates, recurrent, order, firsts, lengths, y_first, c_first, n
         live = (t < length)[:, None] & (d < DIM)
         row = first + STEP * t
         at, of_gate = (row * 4 * heads + head)[:, None] * DIM + d, heads * DIM
-        R = _matrix(recurrent, 0, head, heads, DIM, BLOCK)
-        i_raw = tl.dot(hidden, tl.trans(R), tl.load(gates + at, mask=live, other=0.0), input_precision="ieee")
-        at += of_gate
-        R = _matrix(recurrent, 1, head, heads, DIM, BLOCK)
-        f_raw = tl.dot(hidden, tl.trans(R), tl.load(gates + at, mask=live, other=0.0), input_precision="ieee")
-        at += of_gate
-        R = _matrix(recurrent, 2, head, heads, DIM, BLOCK)
-        z_raw = tl.dot(hidden, tl.trans(R), tl.load(gates + at, mask=live, other=0.0), input_precision="ieee")
-        at += of_gate
-        R = _matrix(recurrent, 3, head, heads, DIM, BLOCK)
-        o_raw = tl.dot(hidden, tl.trans(R), tl.load(gates + at, mask=live, other=0.0), input_precision="ieee")
+        i_raw = tl.load(gates + at, mask=live, other=0.0)
+        f_raw = tl.load(gates + at + of_gate, mask=live, other=0.0)
+        z_raw = tl.load(gates + at + 2 * of_gate, mask=live, other=0.0)
+        o_raw = tl.load(gates + at + 3 * of_gate, mask=live, other=0.0)
+        if BLOCK > PART:
+            tl.store(y_last + at_state, hidden, mask=exists)
+            tl.debug_barrier()
+        i_raw = _recur(i_raw, hidden, y_last, rows, there, recurrent, 0, head, heads, DIM, BLOCK, PART)
+        f_raw = _recur(f_raw, hidden, y_last, rows, there, recurrent, 1, head, heads, DIM, BLOCK, PART)
+        z_raw = _recur(z_raw, hidden, y_last, rows, there, recurrent, 2, head, heads, DIM, BLOCK, PART)
+        o_raw = _recur(o_raw, hidden, y_last, rows, there, recurrent, 3, head, heads, DIM, BLOCK, PART)
+        if BLOCK > PART:
+            tl.debug_barrier()  # all is read before the next step writes it
         kept = _log_sigmoid(f_raw) + stabiliser
         highest = tl.where(normaliser == 0, i_raw, tl.maximum(i_raw, kept))
         write, keep = tl.exp(i_raw - highest), tl.exp(tl.minimum(kept - highest, 0.0))
@@ -91,15 +123,16 @@ def forward_kernel(gates, recurrent, order, firsts, lengths, y_first, c_first, n
 @triton.jit
 def backward_kernel(raw, recurrent, order, firsts, lengths, c_first, n_first, m_first, c, n, m, dy, dy_last, dc_last,
                     dn_last, dm_last, draw, dy_first, dc_first, dn_first, dm_first, sequences, heads,
-                    DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+                    DIM: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
                     HAS_FIRST: tl.constexpr):  # fmt: skip
     """Write the gradient of every pre-activation and of the initial states.
 
     c and n take m as a constant. ``dm_last`` is the gradient of the last m with c * exp(m) and n * exp(m) held; it
     flows back to what m was made of.
     """
-    first, length, at_state, exists = _sequences(order, firsts, lengths, sequences, heads, DIM, BLOCK, ROWS)
+    first, length, rows, there = _sequences(order, firsts, lengths, sequences, heads, ROWS)
     head, d = tl.program_id(0) % heads, tl.arange(0, BLOCK)
+    at_state, exists = rows[:, None] * DIM + d, there[:, None] & (d < DIM)
     c_start = tl.zeros((ROWS, BLOCK), tl.float32)
     n_start, m_start = c_start, c_start
     if HAS_FIRST:
@@ -144,13 +177,13 @@ def backward_kernel(raw, recurrent, order, firsts, lengths, c_first, n_first, m_
         tl.store(draw + at_raw + of_gate, df, mask=live)
         tl.store(draw + at_raw + 2 * of_gate, dz, mask=live)
         tl.store(draw + at_raw + 3 * of_gate, do, mask=live)
-        before = tl.dot(tl.where(live, di, 0.0), _matrix(recurrent, 0, head, heads, DIM, BLOCK), input_precision="ieee")
-        before = tl.dot(tl.where(live, df, 0.0), _matrix(recurrent, 1, head, heads, DIM, BLOCK), before,
-                        input_precision="ieee")  # fmt: skip
-        before = tl.dot(tl.where(live, dz, 0.0), _matrix(recurrent, 2, head, heads, DIM, BLOCK), before,
-                        input_precision="ieee")  # fmt: skip
-        before = tl.dot(tl.where(live, do, 0.0), _matrix(recurrent, 3, head, heads, DIM, BLOCK), before,
-                        input_precision="ieee")  # fmt: skip
+        if BLOCK > PART:
+            tl.debug_barrier()
+        before, at_gate, now = tl.zeros((ROWS, BLOCK), tl.float32), row * 4 * heads + head, t < length
+        before = _recur_back(before, di, draw, at_gate, now, recurrent, 0, head, heads, DIM, BLOCK, PART)
+        before = _recur_back(before, df, draw, at_gate, now, recurrent, 1, head, heads, DIM, BLOCK, PART)
+        before = _recur_back(before, dz, draw, at_gate, now, recurrent, 2, head, heads, DIM, BLOCK, PART)
+        before = _recur_back(before, do, draw, at_gate, now, recurrent, 3, head, heads, DIM, BLOCK, PART)
         dhidden = tl.where(live, before, dhidden)
         dcell = tl.where(live, keep * dc, dcell)
         dnormaliser = tl.where(live, keep * dn, dnormaliser)
