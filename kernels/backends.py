@@ -62,7 +62,8 @@ def choose_backend(kernel_name: str, requested: str, device: torch.device, dtype
     missing = _missing(requested)
     if missing is not None:
         raise ConfigError(f"The backend {requested!r} is not to be had here: {missing}.")
-    if not _serves(requested, device, dtype) and not (requested == "triton" and _interpreted()):
+    interpreted = requested == "triton" and _interpreted() and dtype != torch.float64
+    if not interpreted and not _serves(requested, device, dtype):
         raise ConfigError(f"The backend {requested!r} does not take {dtype} on {device}; backend='auto' finds one.")
     return requested
 
@@ -78,7 +79,7 @@ def _missing(backend: str) -> str | None:
     if backend == "native" and native.variant() is None:
         return "the native kernels were not built, or PROCESSIVE_NATIVE is off"
     if backend == "triton" and not _has_triton():
-        return "Triton is not installed"
+        return "Triton is not installed (pip install 'processive[gpu]')"
     if backend == "triton" and not torch.cuda.is_available() and not _interpreted():
         return "there is no GPU, and TRITON_INTERPRET=1 is not set"
     return None

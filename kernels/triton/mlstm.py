@@ -73,16 +73,16 @@ def mlstm(
     first = [] if state is None else [part.contiguous() for part in state]
     with torch.cuda.device(q.device if q.is_cuda else -1):
         if np.all(lengths == 1) and not (torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *first))):
-            h, last = _step(*inputs, first)
+            h, last = _step(*inputs, state=first)
             return h.to(v.dtype), last
-        layout = _layout(lengths, q, v, reverse, state is not None, return_state)
+        layout = _layout(lengths, q, v, reverse=reverse, has_first=state is not None, has_last=return_state)
         h, *parts = _Chunkwise.apply(*inputs, *(first or [None] * 3), layout, exact)  # type: ignore[no-untyped-call]
         C, n, m = parts
     return h.to(v.dtype), (C, n, m) if return_state else None
 
 
 def _layout(
-    lengths: NDArray[np.int64], q: Tensor, v: Tensor, reverse: bool, has_first: bool, has_last: bool
+    lengths: NDArray[np.int64], q: Tensor, v: Tensor, *, reverse: bool, has_first: bool, has_last: bool
 ) -> _Layout:
     """Cut the sequences into chunks.
 
@@ -234,7 +234,7 @@ class _Chunkwise(torch.autograd.Function):
         dlog_input, dlog_forget = (torch.empty(tokens, heads, **float32) for _ in range(2))
         kernels.gates_gradient_kernel[(chunks * heads,)](
             drow, du, flow, dm, source, layout.chunks, dlog_input, dlog_forget, tokens, heads, shares, blocks,
-            STEP=layout.step, LENGTH=layout.length, FLOWS=flows, HAS_LAST=layout.has_last,
+            STEP=layout.step, LENGTH=layout.length, FLOWS=flows, HAS_FIRST=layout.has_first, HAS_LAST=layout.has_last,
         )  # fmt: skip
         dm_first = None
         if layout.has_first:
@@ -245,7 +245,7 @@ class _Chunkwise(torch.autograd.Function):
 
 
 def _step(
-    q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor, state: list[Tensor]
+    q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor, *, state: list[Tensor]
 ) -> tuple[Tensor, State]:
     """One token for every sequence."""
     (sequences, heads, qk_dim), v_dim = q.shape, v.shape[-1]

@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: PLR0917 - a launch passes by position
 """The mLSTM's device code; ``mlstm.py`` launches it, ``kernels/mlstm_chunkwise.py`` has the formulas.
 
 One row of the table ``chunks`` is (first token, length, position of that token in its sequence, sequence), so that no
@@ -183,8 +184,7 @@ def output_kernel(q, k, v, b, u, peak, chunks, C, n, m, h, inverse, slope, token
                   QK: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BI: tl.constexpr,
                   BJ: tl.constexpr, BLOCKS: tl.constexpr, STEP: tl.constexpr, CARRIES: tl.constexpr,
                   PRECISION: tl.constexpr):  # fmt: skip
-    """h of a block of queries and values, 1 / N, and the slope of N against the denominator: 1, -1, or 0 at the floor.
-    """
+    """Write h of a block of queries and values, 1 / N, and the slope of N: 1, -1, or 0 where the floor holds."""
     blocks_v = tl.cdiv(V, BV)
     v0, i0 = tl.program_id(0) % blocks_v * BV, tl.program_id(0) // blocks_v % BLOCKS * BI
     pair = tl.program_id(0) // (blocks_v * BLOCKS)
@@ -224,7 +224,7 @@ def output_kernel(q, k, v, b, u, peak, chunks, C, n, m, h, inverse, slope, token
         numerator = _dot(P.to(values.dtype), values, numerator, PRECISION)
     floor = tl.exp((-tl.load(b + gates + i_row, mask=i_live, other=0.0) - reach).to(tl.float32))
     size = tl.abs(denominator)
-    one_over = 1.0 / tl.maximum(size, floor)
+    one_over = 1.0 / tl.where(i_live, tl.maximum(size, floor), 1.0)
     at, exists = _place(i_row, i_live, head, heads, v0, V, BV)
     tl.store(h + at, (numerator * one_over[:, None]).to(h.dtype.element_ty), mask=exists)
     if v0 == 0:
@@ -454,7 +454,7 @@ def value_gradient_kernel(q, k, dh, b, u, peak, inverse, chunks, m, dC, dv, toke
 
 @triton.jit
 def gates_gradient_kernel(drow, du, flow, dm, source, chunks, dlog_input, dlog_forget, tokens, heads, shares, blocks,
-                          STEP: tl.constexpr, LENGTH: tl.constexpr, FLOWS: tl.constexpr,
+                          STEP: tl.constexpr, LENGTH: tl.constexpr, FLOWS: tl.constexpr, HAS_FIRST: tl.constexpr,
                           HAS_LAST: tl.constexpr):  # fmt: skip
     """Sum the shares of one chunk and head up to the gradients of its log gates.
 
@@ -477,9 +477,11 @@ def gates_gradient_kernel(drow, du, flow, dm, source, chunks, dlog_input, dlog_f
         for block in range(0, blocks):
             moved += tl.load(flow + (chunk.to(tl.int64) * heads + head) * blocks + block)
         forget += moved
+    row = chunks + chunk.to(tl.int64) * 4
+    position = tl.load(row + 2) + p
+    if not HAS_FIRST:
+        forget = tl.where(position == 0, 0.0, forget)  # there was nothing to forget; the sum says so up to rounding
     if HAS_LAST:
-        row = chunks + chunk.to(tl.int64) * 4
-        position = tl.load(row + 2) + p
         pair = tl.load(row + 3) * heads + head
         origin, dm_last = tl.load(source + pair), tl.load(dm + pair)
         forget += tl.where(position > origin, dm_last, 0.0)

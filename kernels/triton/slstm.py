@@ -3,8 +3,8 @@
 The formulas stand in ``kernels/slstm.py``. c, n and m of every token are kept for the backward; its pre-activations are
 computed again, and the gradient of the recurrent matrices is one product, both over all tokens at once.
 
-Made for heads of 64 and less, whose four matrices are at most 64 KB and stay on the processor. Wider heads pass y through
-memory in parts of 64 and read R from the second-level cache in every step. Not timed yet.
+Made for heads of 64 and less, whose four matrices are at most 64 KB and stay on the processor. Wider heads pass y
+through memory in parts of 64, and read R from the second-level cache in every step. Not timed yet.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Layout(NamedTuple):
 def slstm(
     gates: Tensor, recurrent: Tensor, state: list[Tensor] | None, *, lengths: NDArray[np.int64], reverse: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return y and the last y, c, n and m; everything float32, shapes as in ``kernels/slstm.py``, at least one token."""
+    """Return y and the last y, c, n and m, all float32, with the shapes of ``kernels/slstm.py``; at least one token."""
     starts = np.cumsum(lengths) - lengths
     firsts = starts + lengths - 1 if reverse else starts
     tables = np.argsort(-lengths, kind="stable"), firsts, lengths, np.flatnonzero(lengths)
@@ -74,7 +74,7 @@ class _SLSTM(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
+    def backward(  # noqa: PLR0917
         ctx: Any, dy: Tensor, dy_last: Tensor, dc_last: Tensor, dn_last: Tensor, dm_last: Tensor
     ) -> tuple[Tensor | None, ...]:
         gates, recurrent, y_first, c_first, n_first, m_first, y, c, n, m, c_last, n_last = ctx.saved_tensors

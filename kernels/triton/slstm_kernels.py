@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: PLR0917 - a launch passes by position
 """The sLSTM's device code; ``slstm.py`` launches it, ``kernels/slstm.py`` has the formulas.
 
 A program takes one head and a block of sequences, longest first, and walks along time; a sequence that has ended keeps
