@@ -181,9 +181,7 @@ class _Chunkwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, dh: Tensor, dC_last: Tensor, dn_last: Tensor, dm_last: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dh: Tensor, dC_last: Tensor, dn_last: Tensor, dm_last: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, b, u, peak, C, n, m, h, inverse, slope, source, C_first, n_first, C_last, n_last = ctx.saved_tensors
         layout, precision = ctx.layout, ctx.precision
         (tokens, heads, qk_dim), v_dim = q.shape, v.shape[-1]

@@ -1,6 +1,9 @@
-"""Compile every Triton kernel for an NVIDIA GPU that need not be there: python compile_triton.py 90.
+"""Compile every Triton kernel for an NVIDIA GPU that need not be there, without TRITON_INTERPRET.
 
-Run by test_triton.py without TRITON_INTERPRET. Launches are caught on their way and their arguments' types compiled.
+    python tests/kernels/compile_triton.py 90 float32 130
+
+takes the compute capability, the dtype of the mLSTM and the head_dim of the sLSTM. Launches are caught on their way and
+compiled for the types of their arguments; printed is the shared memory of each, which must be there on such a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from processive.kernels.triton import mlstm_kernels, slstm_kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-SMALLEST = 99 * 1024  # bytes of shared memory: consumer cards
+SHARED = {90: 227 * 1024}  # bytes a program may have
+SHARED_ELSEWHERE = 99 * 1024  # the least among 8.x and 12.x; 8.0 has 163
 TYPES = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
@@ -56,32 +60,29 @@ class Compiler:
             attrs=aligned,
         )
         compiled = triton.compile(source, target=GPUTarget("cuda", self.capability, 32), options=options)
-        limit = SMALLEST if self.capability != 90 else 227 * 1024
+        limit = SHARED.get(self.capability, SHARED_ELSEWHERE)
         if compiled.metadata.shared > limit:
             raise MemoryError(f"{self.kernel.__name__} wants {compiled.metadata.shared} bytes of shared memory.")
-        print(self.kernel.__name__, compiled.metadata.shared)
+        print(self.kernel.__name__, compiled.metadata.shared)  # noqa: T201
 
 
-def main(capability: int) -> None:
+def main(capability: int, dtype: torch.dtype, head_dim: int) -> None:
     for module in (mlstm_kernels, slstm_kernels):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             setattr(module, name, Compiler(getattr(module, name), capability))
-    lengths = np.array([300, 20])
-    for dtype in (torch.bfloat16, torch.float32):
-        q, k, v = (torch.randn(320, 1, dim, dtype=dtype, requires_grad=True) for dim in (128, 128, 256))
-        i, f = (torch.randn(320, 1, requires_grad=True) for _ in range(2))
-        shapes = (2, 1, 128, 256), (2, 1, 128), (2, 1)
-        state = tuple(torch.randn(shape, requires_grad=True) for shape in shapes)
-        h, last = ours.mlstm(q, k, v, i, f, lengths=lengths, state=state, return_state=True, reverse=True)
-        torch.autograd.backward([h, *last], [torch.ones_like(x) for x in (h, *last)])
+    q, k, v = (torch.randn(320, 1, dim, dtype=dtype, requires_grad=True) for dim in (128, 128, 256))
+    i, f = (torch.randn(320, 1, requires_grad=True) for _ in range(2))
+    shapes = (2, 1, 128, 256), (2, 1, 128), (2, 1)
+    state = tuple(torch.randn(shape, requires_grad=True) for shape in shapes)
+    h, last = ours.mlstm(q, k, v, i, f, lengths=np.array([300, 20]), state=state, return_state=True, reverse=True)
+    torch.autograd.backward([h, *last], [torch.ones_like(x) for x in (h, *last)])
     with torch.no_grad():
         ours.mlstm(q, k, v, i, f, lengths=np.ones(320, int), state=None, return_state=True, reverse=False)
-    for dim in (64, 130):
-        gates, recurrent = torch.randn(20, 4, 1, dim, requires_grad=True), torch.randn(4, 1, dim, dim)
-        first = [torch.randn(2, 1, dim) for _ in range(4)]
-        y, _ = ours.slstm(gates, recurrent, first, lengths=np.array([12, 8]), reverse=False)
-        y.sum().backward()
+    gates, recurrent = torch.randn(20, 4, 1, head_dim, requires_grad=True), torch.randn(4, 1, head_dim, head_dim)
+    first = [torch.randn(2, 1, head_dim) for _ in range(4)]
+    y, _ = ours.slstm(gates, recurrent, first, lengths=np.array([12, 8]), reverse=False)
+    y.sum().backward()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]))

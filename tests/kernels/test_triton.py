@@ -323,12 +323,9 @@ def test_a_fresh_unit_survives_any_input_gate():
     assert torch.isfinite(y).all() and (y > 0).all()
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernels_compile_for_gpus(capability):
-    """What the interpreter takes the compiler may refuse; neither needs a GPU. Fails too where shared memory is short."""
+def test_the_kernels_compile_for_a_gpu():
+    """What the interpreter takes the compiler may refuse, and the compiler needs no GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_triton.py")
-    done = subprocess.run(
-        [sys.executable, script, str(capability)], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, Path(__file__).with_name("compile_triton.py"), "80", "bfloat16", "64"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
