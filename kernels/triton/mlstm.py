@@ -70,7 +70,7 @@ def mlstm(
     exact = "tf32" if dtype == torch.float16 else "ieee"
     work = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     inputs = [x.to(work).contiguous() for x in (q, k, v)] + [x.contiguous() for x in (log_input, log_forget)]
-    first = [] if state is None else [part.contiguous() for part in state]
+    first: list[Any] = [] if state is None else [part.contiguous() for part in state]
     with torch.cuda.device(q.device if q.is_cuda else -1):
         if np.all(lengths == 1) and not (torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *first))):
             h, last = _step(*inputs, state=first)
@@ -99,8 +99,17 @@ def _layout(
     first = starts[sequence] + (lengths[sequence] - 1 - position if reverse else position)
     size = np.minimum(lengths[sequence] - position, length)
     chunks = np.stack([first, size, position, sequence], 1)
-    tables = (torch.from_numpy(x).to(q.device) for x in (chunks, edges, edges[1:] + np.arange(len(lengths))))
-    return _Layout(*tables, length, -1 if reverse else 1, has_first, has_last, has_first or longest > length)
+    table, cuts, ends = (torch.from_numpy(x).to(q.device) for x in (chunks, edges, edges[1:] + np.arange(len(lengths))))
+    return _Layout(
+        chunks=table,
+        edges=cuts,
+        ends=ends,
+        length=length,
+        step=-1 if reverse else 1,
+        has_first=has_first,
+        has_last=has_last,
+        carries=has_first or longest > length,
+    )
 
 
 class _Blocks(NamedTuple):
@@ -144,18 +153,17 @@ class _Chunkwise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         (tokens, heads, qk_dim), v_dim = q.shape, v.shape[-1]
         chunks, slots = len(layout.chunks), len(layout.chunks) + layout.sequences
-        float64, float32 = ({"dtype": dtype, "device": q.device} for dtype in (torch.float64, torch.float32))
-        b, u, peak = (torch.empty(heads, tokens, **float64) for _ in range(3))
-        top = torch.empty(chunks, heads, dtype=torch.int32, device=q.device)
+        empty = log_input.new_empty  # in float32
+        b, u, peak = (empty(heads, tokens, dtype=torch.float64) for _ in range(3))
+        top = empty(chunks, heads, dtype=torch.int32)
         kernels.gates_kernel[(chunks * heads,)](
             log_input, log_forget, layout.chunks, b, u, peak, top, tokens, heads, STEP=layout.step, LENGTH=layout.length
         )
         flows = layout.carries or layout.has_last
         C = q.new_empty(slots if flows else 0, heads, qk_dim, v_dim)
-        n = torch.empty(slots if flows else 0, heads, qk_dim, **float32)
-        m = torch.zeros(slots, heads, **float32)
-        C_last = torch.empty(layout.sequences if layout.has_last else 0, heads, qk_dim, v_dim, **float32)
-        source = torch.empty(layout.sequences, heads, dtype=torch.int64, device=q.device)
+        n, m = empty(slots if flows else 0, heads, qk_dim), log_input.new_zeros(slots, heads)
+        C_last = empty(layout.sequences if layout.has_last else 0, heads, qk_dim, v_dim)
+        source = empty(layout.sequences, heads, dtype=torch.int64)
         if flows:
             size = _blocks(q, v, layout, 64)
             blocks = triton.cdiv(qk_dim, size.k) * triton.cdiv(v_dim, size.v)
@@ -164,7 +172,7 @@ class _Chunkwise(torch.autograd.Function):
                 tokens, heads, QK=qk_dim, V=v_dim, BK=size.k, BV=size.v, BJ=size.tokens, STEP=layout.step,
                 HAS_FIRST=layout.has_first, HAS_LAST=layout.has_last, PRECISION=precision, **size.options,
             )  # fmt: skip
-        h, (inverse, slope) = torch.empty_like(v), (torch.empty(heads, tokens, **float32) for _ in range(2))
+        h, inverse, slope = torch.empty_like(v), empty(heads, tokens), empty(heads, tokens)
         size = _blocks(q, v, layout, 128)
         blocks = layout.length // size.tokens
         kernels.output_kernel[(chunks * heads * blocks * triton.cdiv(v_dim, size.v),)](
@@ -187,7 +195,7 @@ class _Chunkwise(torch.autograd.Function):
         (tokens, heads, qk_dim), v_dim = q.shape, v.shape[-1]
         chunks, half_log_qk = len(layout.chunks), 0.5 * math.log(qk_dim)
         flows = layout.carries or layout.has_last
-        float32 = {"dtype": torch.float32, "device": q.device}
+        empty = inverse.new_empty
         dh, dC_last, dn_last = dh.contiguous(), dC_last.contiguous(), dn_last.contiguous()
         dden = torch.empty_like(inverse)
         rows, v_block = tokens * heads, min(128, triton.next_power_of_2(v_dim))
@@ -198,7 +206,7 @@ class _Chunkwise(torch.autograd.Function):
         blocks = triton.cdiv(qk_dim, size.k) * triton.cdiv(v_dim, size.v)
         dC, dn = torch.empty_like(C), torch.empty_like(n)
         dC_first, dn_first = (None if x is None else torch.empty_like(x) for x in (C_first, n_first))
-        flow = torch.empty(chunks if flows else 0, heads, blocks, **float32)
+        flow = empty(chunks if flows else 0, heads, blocks)
         if flows:
             kernels.carry_back_kernel[(layout.sequences * heads * blocks,)](
                 q, dh, b, peak, inverse, dden, layout.chunks, layout.edges, C, n, m, dC_last, dn_last, dC, dn, dC_first,
@@ -212,7 +220,7 @@ class _Chunkwise(torch.autograd.Function):
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         size = _blocks(q, v, layout, 128)
         shares, blocks_v = triton.cdiv(qk_dim, size.k), triton.cdiv(v_dim, size.v)
-        drow, du = (torch.empty(shares, heads, tokens, **float32) for _ in range(2))
+        drow, du = (empty(shares, heads, tokens) for _ in range(2))
         pairs = chunks * heads * (layout.length // size.tokens)
         sizes: dict[str, Any] = {
             "QK": qk_dim, "V": v_dim, "BK": size.k, "BV": size.v, "BI": size.tokens, "BJ": size.tokens,
@@ -229,7 +237,7 @@ class _Chunkwise(torch.autograd.Function):
         kernels.value_gradient_kernel[(pairs * blocks_v,)](
             q, k, dh, b, u, peak, inverse, layout.chunks, m, dC, dv, tokens, heads, half_log_qk, FLOWS=flows, **sizes
         )
-        dlog_input, dlog_forget = (torch.empty(tokens, heads, **float32) for _ in range(2))
+        dlog_input, dlog_forget = (empty(tokens, heads) for _ in range(2))
         kernels.gates_gradient_kernel[(chunks * heads,)](
             drow, du, flow, dm, source, layout.chunks, dlog_input, dlog_forget, tokens, heads, shares, blocks,
             STEP=layout.step, LENGTH=layout.length, FLOWS=flows, HAS_FIRST=layout.has_first, HAS_LAST=layout.has_last,

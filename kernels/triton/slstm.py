@@ -38,7 +38,8 @@ def slstm(
     starts = np.cumsum(lengths) - lengths
     firsts = starts + lengths - 1 if reverse else starts
     tables = np.argsort(-lengths, kind="stable"), firsts, lengths, np.flatnonzero(lengths)
-    layout = _Layout(*(torch.from_numpy(table).to(gates.device) for table in tables), -1 if reverse else 1)
+    order, first, length, started = (torch.from_numpy(table).to(gates.device) for table in tables)
+    layout = _Layout(order, first, length, started, -1 if reverse else 1)
     inputs = [x.contiguous() for x in (gates, recurrent, *(state or ()))]
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     with torch.cuda.device(gates.device if gates.is_cuda else -1):
