@@ -114,7 +114,7 @@ def gates_kernel(log_input, log_forget, chunks, b, u, peak, top, tokens, heads, 
     tl.store(b + at, decay, mask=live)
     tl.store(u + at, write, mask=live)
     tl.store(peak + at, tl.associative_scan(write, 0, _maximum), mask=live)
-    tl.store(top + tl.program_id(0), tl.argmax(write, 0))
+    tl.store(top + tl.program_id(0), tl.max(tl.where(write == tl.max(write, 0), p, 0), 0))
 
 
 @triton.jit

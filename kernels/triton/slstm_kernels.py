@@ -146,14 +146,14 @@ def backward_kernel(raw, recurrent, order, firsts, lengths, c_first, n_first, m_
     dstabiliser = tl.load(dm_last + at_state, mask=exists, other=0.0)
     longest = tl.max(length, 0)
     for back in range(0, longest):
-        t = longest - 1 - back
+        t = tl.zeros_like(length) + (longest - 1 - back)
         live = (t < length)[:, None] & (d < DIM)
         row = first + STEP * t
         at = (row * heads + head)[:, None] * DIM + d
-        past, fresh = at - STEP * heads * DIM, t == 0
-        c_past = tl.where(fresh, c_start, tl.load(c + past, mask=live & (t > 0), other=0.0))
-        n_past = tl.where(fresh, n_start, tl.load(n + past, mask=live & (t > 0), other=0.0))
-        m_past = tl.where(fresh, m_start, tl.load(m + past, mask=live & (t > 0), other=0.0))
+        past, later = at - STEP * heads * DIM, live & (t > 0)[:, None]
+        c_past = tl.where(later, tl.load(c + past, mask=later, other=0.0), c_start)
+        n_past = tl.where(later, tl.load(n + past, mask=later, other=0.0), n_start)
+        m_past = tl.where(later, tl.load(m + past, mask=later, other=0.0), m_start)
         cell = tl.load(c + at, mask=live, other=0.0)
         normaliser = tl.load(n + at, mask=live, other=1.0)
         stabiliser = tl.load(m + at, mask=live, other=0.0)
