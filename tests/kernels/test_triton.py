@@ -159,7 +159,7 @@ def test_mlstm_packed_equals_alone(reverse, cu):
 
 
 def test_mlstm_streamed_equals_whole(grads, assert_close):
-    pieces = [1, 40, 0, 1, 130]
+    pieces = [1, 40, 0, 1, 90]
     inputs, state = random_inputs(sum(pieces)), random_state(1)
     leaves = [*inputs, *state]
     whole, last = run(inputs, state)
@@ -286,7 +286,7 @@ def both_slstm(inputs, state, grads, **options):
 
 
 @pytest.mark.parametrize(("with_state", "reverse"), [(False, False), (True, True)])
-@pytest.mark.parametrize("lengths", [[1], [33], [0, 5, 0, 20, 1], [2, 0, 1] * 7, [0, 0], []], ids=str)
+@pytest.mark.parametrize("lengths", [[1], [20], [0, 5, 0, 9, 1], [2, 0, 1] * 7, [0, 0], []], ids=str)
 def test_slstm_equals_reference(lengths, with_state, reverse, cu, grads, assert_close):
     inputs = slstm_inputs(sum(lengths), 5)
     state = slstm_state(len(lengths), 5) if with_state else None
@@ -295,7 +295,7 @@ def test_slstm_equals_reference(lengths, with_state, reverse, cu, grads, assert_
 
 
 def test_slstm_with_hard_gates(cu, grads, assert_close):
-    got, want = both_slstm(slstm_inputs(110, 20, True), slstm_state(2, 20), grads, cu_seqlens=cu([70, 40]))
+    got, want = both_slstm(slstm_inputs(60, 20, True), slstm_state(2, 20), grads, cu_seqlens=cu([40, 20]))
     assert_close(got, want, 1e-4, SLSTM_NAMES)
 
 
@@ -326,6 +326,6 @@ def test_a_fresh_unit_survives_any_input_gate():
 def test_the_kernels_compile_for_a_gpu():
     """What the interpreter takes the compiler may refuse, and the compiler needs no GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, Path(__file__).with_name("compile_triton.py"), "80", "bfloat16", "64"]
+    command = [sys.executable, Path(__file__).with_name("compile_triton.py"), "80", "bfloat16", "64", "2", "state"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
