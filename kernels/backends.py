@@ -22,8 +22,8 @@ from ..errors import ConfigError
 from . import cpu, native
 
 _BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
-    "mlstm": ("native", "torch"),
-    "slstm": ("native", "torch"),
+    "mlstm": ("triton", "native", "torch"),
+    "slstm": ("triton", "native", "torch"),
     "attention": ("native", "torch"),
     "causal_conv1d": ("native", "torch"),
     "rotary": ("native", "torch"),
@@ -73,7 +73,8 @@ def choose_backend(kernel_name: str, requested: str, device: torch.device, dtype
     missing = _missing(requested)
     if missing is not None:
         raise ConfigError(f"The backend {requested!r} is not to be had here: {missing}.")
-    if not _serves(kernel_name, requested, device, dtype) and not (requested == "triton" and _interpreted()):
+    interpreted = requested == "triton" and _interpreted() and dtype != torch.float64
+    if not interpreted and not _serves(kernel_name, requested, device, dtype):
         raise ConfigError(f"The backend {requested!r} does not take {dtype} on {device}; backend='auto' finds one.")
     return requested
 
@@ -91,7 +92,7 @@ def _missing(backend: str) -> str | None:
     if backend == "onednn" and not _has_onednn():
         return "this torch has no oneDNN operator for linear maps"
     if backend == "triton" and not _has_triton():
-        return "Triton is not installed"
+        return "Triton is not installed (pip install 'processive[gpu]')"
     if backend == "triton" and not torch.cuda.is_available() and not _interpreted():
         return "there is no GPU, and TRITON_INTERPRET=1 is not set"
     return None

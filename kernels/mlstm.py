@@ -138,6 +138,13 @@ def mlstm(
         log_input = input_gate.to(dtype) if gate == "exp" else logsigmoid(input_gate.to(dtype))
         log_forget = logsigmoid(forget_gate.to(dtype))
         state = None if initial_state is None else MLSTMState(*(part.to(dtype) for part in initial_state))
+        if chosen == "triton" and tokens:
+            from . import triton
+
+            h, parts = triton.mlstm(
+                q, k, v, log_input, log_forget, lengths=lengths, state=state, return_state=return_state, reverse=reverse
+            )
+            return h if parts is None else (h, MLSTMState(*parts))
         inputs = (q.to(dtype), k.to(dtype), v.to(dtype), log_input, log_forget)
         last: MLSTMState | None
         if tokens == 0:

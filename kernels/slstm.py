@@ -110,6 +110,10 @@ def slstm(
             y, *last = slstm_native(
                 gates.to(dtype), recurrent.to(dtype), edges, state, return_state=return_state, reverse=reverse
             )
+        elif chosen == "triton" and tokens:
+            from . import triton
+
+            y, last = triton.slstm(gates.to(dtype), recurrent.to(dtype), state, lengths=lengths, reverse=reverse)
         else:
             y, last = _torch(gates.to(dtype), recurrent.to(dtype), lengths, state, reverse)
     y = y.to(gates.dtype)
