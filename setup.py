@@ -31,7 +31,7 @@ setup(
         Extension(
             "processive.kernels.native._native",
             sources=[f"{FOLDER}/{name}.c" for name in ("baseline", "avx2", "avx512")],
-            depends=[f"{FOLDER}/{name}.h" for name in ("kernels", "simd", "mlstm")],
+            depends=[f"{FOLDER}/{name}.h" for name in ("kernels", "simd", "mlstm", "rows", "step")],
             extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-g0", *OPENMP],
             extra_link_args=OPENMP,
             optional=True,

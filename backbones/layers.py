@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..kernels import causal_conv1d
+from ..kernels import causal_conv1d, linear_rows
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu, "gelu": F.gelu}
 GATED = ("swiglu", "geglu")
@@ -35,18 +35,35 @@ def wang_init_(weight: Tensor, width: int, depth: int) -> None:
     weight.normal_(0.0, 2 / (depth * math.sqrt(width)))
 
 
-def linear_in(width: int, out: int, *, bias: bool) -> nn.Linear:
+def apply_linear(
+    x: Float[Tensor, "tokens inputs"], weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
+) -> Float[Tensor, "tokens outputs"]:
+    """Linear map, also by a weight narrower than ``x`` (see ``models.load``)."""
+    if weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, weight, bias)
+    return linear_rows(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` by ``apply_linear``."""
+
+    def forward(self, input: Float[Tensor, "tokens inputs"]) -> Float[Tensor, "tokens outputs"]:
+        """Map each token."""
+        return apply_linear(input, self.weight, self.bias)
+
+
+def linear_in(width: int, out: int, *, bias: bool) -> Linear:
     """Return a linear map from the residual stream, small initialisation, bias zero."""
-    linear = nn.Linear(width, out, bias=bias)
+    linear = Linear(width, out, bias=bias)
     small_init_(linear.weight, width)
     if bias:
         nn.init.zeros_(linear.bias)
     return linear
 
 
-def linear_out(inner: int, width: int, depth: int, *, bias: bool) -> nn.Linear:
+def linear_out(inner: int, width: int, depth: int, *, bias: bool) -> Linear:
     """Return a linear map to the residual stream, Wang initialisation, bias zero."""
-    linear = nn.Linear(inner, width, bias=bias)
+    linear = Linear(inner, width, bias=bias)
     wang_init_(linear.weight, width, depth)
     if bias:
         nn.init.zeros_(linear.bias)

@@ -156,6 +156,7 @@ class MLSTMBlock(nn.Module):
         width, inner, heads = config.width, config.inner, config.heads
         blocks, block = inner // config.projection_block, config.projection_block
         self.heads, self.reverses = heads, config.reverses(index)
+        self.checked: list[int | None] = []  # where the parameters lay when decoding.py last checked them
         self.norm = make_norm("layer", width, config.eps)
         self.up = linear_in(width, 2 * inner, bias=config.bias)
         self.convolution = CausalConvolution(inner, config.convolution)

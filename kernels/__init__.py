@@ -9,6 +9,7 @@ from .backends import available_backends, chosen_backend
 from .convolution import causal_conv1d
 from .mlstm import MLSTMState, mlstm
 from .rotary import rotary
+from .rows import linear_rows
 from .slstm import SLSTMState, slstm
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "available_backends",
     "causal_conv1d",
     "chosen_backend",
+    "linear_rows",
     "mlstm",
     "rotary",
     "slstm",

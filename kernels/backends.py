@@ -25,6 +25,7 @@ _BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
     "attention": ("torch",),
     "causal_conv1d": ("torch",),
     "rotary": ("torch",),
+    "decoding": ("native", "torch"),  # one token of each sequence through a block, see backbones.decoding
 }
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..backbones.layers import linear_in, small_init_, soft_cap
+from ..backbones.layers import apply_linear, linear_in, small_init_, soft_cap
 from ..errors import ConfigError
 
 KINDS = ("linear", "esm")
@@ -69,5 +69,5 @@ class Head(nn.Module):
         """Return logits."""
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(F.gelu(self.dense(hidden)))
-        logits = F.linear(hidden, embedding if self.weight is None else self.weight, self.bias)
+        logits = apply_linear(hidden, embedding if self.weight is None else self.weight, self.bias)
         return soft_cap(logits, self.config.soft_cap)

@@ -15,8 +15,12 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 VARIANTS = ("baseline", "avx2", "avx512")  # by the level that the library reports
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
@@ -72,3 +76,15 @@ def _checked(result: int, *_: object) -> int:
     if result:
         raise MemoryError("A native kernel found no memory for its working space.")
     return result
+
+
+def address(x: torch.Tensor | None) -> int | None:
+    """Return where a native function finds ``x``, NULL for None."""
+    return None if x is None else x.data_ptr()
+
+
+def readable(x: torch.Tensor | None, dtypes: tuple[torch.dtype, ...] | None = None) -> bool:
+    """Tell whether native functions can read ``x`` as it lies: on the CPU, contiguous, float32 or of ``dtypes``."""
+    import torch
+
+    return x is None or (x.is_cpu and x.dtype in (dtypes or (torch.float32,)) and x.is_contiguous())

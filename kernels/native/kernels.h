@@ -2,3 +2,5 @@
 #include "simd.h"
 
 #include "mlstm.h"
+#include "rows.h"
+#include "step.h"
