@@ -1,37 +1,50 @@
-"""One token for every sequence, natively: the mLSTM, and what stands around it in a NeurIPS block.
+"""One token for every sequence, natively: the mLSTM, and the whole of a NeurIPS block around it.
 
-The formulas stand in ``mlstm.py`` and ``backbones/xlstm.py``; here they run in one pass over the memory. There is no
-backward: what needs a gradient goes the ordinary way.
+The formulas stand in ``mlstm.py`` and in ``backbones/xlstm.py``; here each number of the weights and of the memory is read
+once. There is no backward: what needs a gradient goes the ordinary way.
 
-Floor per token and head: 6 qk_dim v_dim FLOP, and C read and written, 8 qk_dim v_dim bytes. Reached of what memory gives
-to a product in place: 0.95.
+Floor per token and head of the mLSTM: 6 qk_dim v_dim FLOP, and C read and written, 8 qk_dim v_dim bytes. Reached of what
+memory gives to a product in place: 0.95.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import native
+from .rows import WEIGHTS
 
 State = tuple[Tensor, Tensor, Tensor]
 
 
-class MixerWeights(NamedTuple):
-    """Of a NeurIPS mLSTM block between up- and down-projection; all float32 and contiguous.
+class BlockWeights(NamedTuple):
+    """The parameters of a NeurIPS mLSTM block, as ``native/step.h`` has them: contiguous, on the CPU, float32.
 
     Attributes:
+        norm, norm_bias: [width].
+        up: [2 inner, width], may be bfloat16; up_bias: [2 inner].
+        down: [width, inner], may be bfloat16; down_bias: [width].
         taps: of the convolution, [inner, taps]; taps_bias: [inner].
-        query_key: block-diagonal, [2, blocks, out, in]; query_key_bias: [2, blocks, out] or None.
-        value: block-diagonal, [1, blocks, out, in]; value_bias: [1, blocks, out] or None.
+        query_key: block-diagonal, [2, blocks, out, in]; query_key_bias: [2, blocks, out].
+        value: block-diagonal, [1, blocks, out, in]; value_bias: [1, blocks, out].
         gates: of q, k and v joined, input gates first, [2 heads, 3 inner]; gates_bias: [2 heads].
         head_norm: [heads, inner / heads].
         skip: [inner].
     """
 
+    norm: Tensor
+    norm_bias: Tensor | None
+    up: Tensor
+    up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
     taps: Tensor
     taps_bias: Tensor
     query_key: Tensor
@@ -42,6 +55,15 @@ class MixerWeights(NamedTuple):
     gates_bias: Tensor
     head_norm: Tensor
     skip: Tensor
+
+    def readable(self) -> bool:
+        """Tell whether the native kernels can read them as they lie."""
+        wide = self._replace(up=None, down=None)  # type: ignore[arg-type]
+        return all(map(native.readable, wide)) and all(native.readable(x, WEIGHTS) for x in (self.up, self.down))
+
+    def table(self) -> NDArray[np.int64]:
+        """Return where they lie, for as long as they are not moved."""
+        return np.array([native.address(x) or 0 for x in self], np.int64)
 
 
 def mlstm_step(
@@ -65,25 +87,61 @@ def mlstm_step(
 
 def mlstm_mixer_step(
     up: Float[Tensor, "sequences up_width"],
-    weights: MixerWeights,
+    weights: BlockWeights,
     *,
     past: Float[Tensor, "sequences past inner"],
     state: State,
-    eps: float,
+    head_eps: float,
+    table: NDArray[np.int64] | None = None,
     reuse_state: bool = False,
 ) -> tuple[Float[Tensor, "sequences inner"], Float[Tensor, "sequences past inner"], State]:
     """Return the input of the down-projection, the last inputs of the convolution, and (C, n, m).
 
-    ``up`` [sequences, 2 inner] is the output of the up-projection, the cell's input and then the gate of its output.
-    All tensors are float32 and contiguous. With ``reuse_state`` the new state stands where the old one stood.
+    ``up`` [sequences, 2 inner] is the output of the up-projection: the cell's input, and the gate of its output. All
+    tensors are float32 and contiguous. With ``reuse_state`` the new state stands where the old one stood. ``table`` is
+    ``weights.table()``, where it is known.
     """
+    mixed = up.new_empty(up.shape[0], weights.skip.shape[0])
+    call = native.function("mlstm_mixer_step", "p pppp pppp pp iiiiii i f")
+    after = _step(call, up, mixed, weights, (past, *state), table, (head_eps,), reuse_state)
+    return mixed, after[0], after[1:]
+
+
+def mlstm_block_step(
+    x: Float[Tensor, "sequences width"],
+    weights: BlockWeights,
+    *,
+    past: Float[Tensor, "sequences past inner"],
+    state: State,
+    eps: float,
+    head_eps: float,
+    table: NDArray[np.int64] | None = None,
+    reuse_state: bool = False,
+) -> tuple[Float[Tensor, "sequences width"], Float[Tensor, "sequences past inner"], State]:
+    """Return the block's output for the residual stream ``x``, else as ``mlstm_mixer_step``; meant for few sequences."""
+    y = torch.empty_like(x)
+    narrow = (weights.up.dtype == torch.bfloat16, weights.down.dtype == torch.bfloat16)
+    call = native.function("mlstm_block_step", "p pppp pppp pp iiiiii i f ii f")
+    after = _step(call, x, y, weights, (past, *state), table, (head_eps, *narrow, eps), reuse_state)
+    return y, after[0], after[1:]
+
+
+def _step(
+    call: Callable[..., int],
+    x: Tensor,
+    y: Tensor,
+    weights: BlockWeights,
+    before: tuple[Tensor, Tensor, Tensor, Tensor],
+    table: NDArray[np.int64] | None,
+    rest: tuple[float, ...],
+    reuse_state: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Call a step of a block on (past, C, n, m); return them anew."""
+    past, C, n, m = after = before if reuse_state else tuple(map(torch.empty_like, before))
+    old = [part.data_ptr() for part in before]
+    new = old if reuse_state else [part.data_ptr() for part in after]
     inner, taps = weights.taps.shape
-    heads, size = len(weights.head_norm), weights.value.shape[-1]
-    before = (past, *state)
-    after = before if reuse_state else tuple(map(torch.empty_like, before))
-    mixed = up.new_empty(len(up), inner)
-    call = native.function("mlstm_mixer_step", "ppppp ppppp p pppp pppp p iiiiii f")
-    tensors = (up, *weights, *before, *after, mixed)
-    call(*map(native.address, tensors), len(up), inner, heads, taps, size, torch.get_num_threads(), eps)
-    past, C, n, m = after
-    return mixed, past, (C, n, m)
+    sizes = (y.shape[0], weights.norm.shape[0], inner, weights.head_norm.shape[0], taps, weights.value.shape[-1])
+    where = weights.table() if table is None else table
+    call(where.ctypes.data, *old, *new, x.data_ptr(), y.data_ptr(), *sizes, torch.get_num_threads(), *rest)
+    return past, C, n, m

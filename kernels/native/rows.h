@@ -99,9 +99,9 @@ static void some_dots(int rows, int columns, int narrow, int64_t in, const float
 
 /* x [rows][in], weight [out][in] (bfloat16 if narrow), bias [out] and residual [rows][out] or NULL, y [rows][out].
    norm_weight [in] or NULL: no norm; norm_bias [in] or NULL. */
-int EXPORT(linear_rows)(const float *x, const void *weight, const float *bias, const float *norm_weight,
-                        const float *norm_bias, const float *residual, float *y, int64_t rows, int64_t in, int64_t out,
-                        int64_t narrow, int64_t threads, float eps) {
+static int few_rows(const float *x, const void *weight, const float *bias, const float *norm_weight,
+                    const float *norm_bias, const float *residual, float *y, int64_t rows, int64_t in, int64_t out,
+                    int64_t narrow, int64_t threads, float eps) {
     int failed = 0;
     int64_t groups = (out + 3) / 4;
 #pragma omp parallel num_threads((int)threads)
@@ -131,4 +131,10 @@ int EXPORT(linear_rows)(const float *x, const void *weight, const float *bias, c
         free(normed);
     }
     return failed;
+}
+
+int EXPORT(linear_rows)(const float *x, const void *weight, const float *bias, const float *norm_weight,
+                        const float *norm_bias, const float *residual, float *y, int64_t rows, int64_t in, int64_t out,
+                        int64_t narrow, int64_t threads, float eps) {
+    return few_rows(x, weight, bias, norm_weight, norm_bias, residual, y, rows, in, out, narrow, threads, eps);
 }

@@ -68,16 +68,28 @@ INLINE void block_maps(const int64_t size, int64_t blocks, const float *w, const
     }
 }
 
+/* The parameters of a NeurIPS mLSTM block; what may be absent is NULL. */
 typedef struct {
-    int64_t rows, inner, heads, taps, size; /* size: of the blocks of q, k, v */
-    const float *up;                        /* [rows][2 inner]: the cell's input, and the gate of its output */
-    const float *taps_weight, *taps_bias;   /* [inner][taps], [inner] */
-    const float *past;                      /* [rows][taps - 1][inner] */
-    float *past_new;
-    const float *query_key, *value;           /* [2][blocks][out][in], [blocks][out][in] */
-    const float *query_key_bias, *value_bias; /* [2][inner], [inner], or NULL */
-    float *joined, *convolved;                /* [rows][3 inner]: q, k, v; [rows][inner] */
-} Mixer;
+    const float *norm, *norm_bias; /* [width] */
+    const void *up;                /* [2 inner][width] */
+    const float *up_bias;
+    const void *down; /* [width][inner] */
+    const float *down_bias;
+    const float *taps, *taps_bias;            /* [inner][taps], [inner] */
+    const float *query_key, *query_key_bias;  /* [2][blocks][out][in], [2][inner] */
+    const float *value, *value_bias;          /* [blocks][out][in], [inner] */
+    const float *gates, *gates_bias;          /* [2 heads][3 inner], input gates first, of q, k, v joined */
+    const float *head_norm, *skip;            /* [inner] */
+} BlockWeights;
+
+typedef struct {
+    const float *past, *C, *n, *m; /* past [rows][taps - 1][inner] */
+    float *past_new, *C_new, *n_new, *m_new;
+} BlockState;
+
+typedef struct {
+    int64_t rows, width, inner, heads, taps, size; /* size: of the blocks of q, k, v */
+} BlockSizes;
 
 static void turn_blocks(const float *from, int64_t blocks, int64_t size, float *to) {
     for (int64_t b = 0; b < blocks; b++)
@@ -85,57 +97,46 @@ static void turn_blocks(const float *from, int64_t blocks, int64_t size, float *
             for (int64_t i = 0; i < size; i++) to[(b * size + i) * size + o] = from[(b * size + o) * size + i];
 }
 
-/* Convolution, SiLU, q, k and v of every row, for the blocks of channels from `first` to `last`. */
-static void mixer_inputs(const Mixer *x, int64_t first, int64_t last, float *space) {
-    int64_t inner = x->inner, size = x->size, taps = x->taps, blocks = last - first, begin = first * size;
-    int64_t width = blocks * size, all_blocks = inner / size;
+/* Convolution, SiLU, q, k and v of every row, for the blocks of channels from `first` to `last`.
+   up [rows][2 inner]: the cell's input, and the gate of its output; joined [rows][3 inner]: q, k and v. */
+static void mixer_inputs(const BlockWeights *w, BlockState state, BlockSizes z, const float *up, int64_t first,
+                         int64_t last, float *space, float *convolved, float *joined) {
+    int64_t inner = z.inner, size = z.size, taps = z.taps, begin = first * size, width = last * size - begin;
     float *turned = space, *maps = space + taps * width;
     for (int64_t t = 0; t < taps; t++)
-        for (int64_t c = 0; c < width; c++) turned[t * width + c] = x->taps_weight[(begin + c) * taps + t];
+        for (int64_t c = 0; c < width; c++) turned[t * width + c] = w->taps[(begin + c) * taps + t];
     for (int64_t map = 0; map < 3; map++)
-        turn_blocks((map < 2 ? x->query_key + map * all_blocks * size * size : x->value) + begin * size, blocks, size,
+        turn_blocks((map < 2 ? w->query_key + map * inner * size : w->value) + begin * size, last - first, size,
                     maps + map * width * size);
-    for (int64_t r = 0; r < x->rows; r++) {
-        const float *now = x->up + r * 2 * inner + begin, *past = x->past + r * (taps - 1) * inner + begin;
-        float *past_new = x->past_new + r * (taps - 1) * inner + begin, *convolved = x->convolved + r * inner + begin;
+    for (int64_t r = 0; r < z.rows; r++) {
+        const float *now = up + r * 2 * inner + begin, *past = state.past + r * (taps - 1) * inner + begin;
+        float *past_new = state.past_new + r * (taps - 1) * inner + begin, *out = convolved + r * inner + begin;
         for (int64_t c = 0; c < width; c += LANES) {
-            vec y = load_part(x->taps_bias + begin, c, width);
+            vec y = load_part(w->taps_bias + begin, c, width);
             for (int64_t t = 0; t < taps; t++) {
                 vec part = load_part(t < taps - 1 ? past + t * inner : now, c, width);
                 y += part * load_part(turned + t * width, c, width);
                 if (t) store_part(past_new + (t - 1) * inner, c, width, part);
             }
-            store_part(convolved, c, width, silu(y));
+            store_part(out, c, width, silu(y));
         }
         for (int64_t map = 0; map < 3; map++) {
-            const float *bias = map < 2 ? x->query_key_bias : x->value_bias, *from = map < 2 ? convolved : now;
-            const float *w = maps + map * width * size;
-            float *y = x->joined + (r * 3 + map) * inner + begin;
+            const float *bias = map < 2 ? w->query_key_bias : w->value_bias, *from = map < 2 ? out : now;
+            const float *weight = maps + map * width * size;
+            float *y = joined + (r * 3 + map) * inner + begin;
             if (bias) bias += (map < 2 ? map * inner : 0) + begin;
-            if (size == 4) block_maps(4, blocks, w, bias, from, y);
-            else block_maps(size, blocks, w, bias, from, y);
+            if (size == 4) block_maps(4, last - first, weight, bias, from, y);
+            else block_maps(size, last - first, weight, bias, from, y);
         }
     }
 }
 
-/* A NeurIPS mLSTM block between its up- and its down-projection, one token for every sequence:
-   mixed = (head_norm(mlstm(q, k, v, gates)) + skip * convolved) * silu(gate).
-
-   gates_weight [2 heads][3 inner] (input gates first), gates_bias [2 heads], head_weight and skip [inner],
-   mixed [rows][inner]; the rest as in Mixer and mlstm_step, qk_dim = v_dim = inner / heads. */
-int EXPORT(mlstm_mixer_step)(const float *up, const float *taps_weight, const float *taps_bias, const float *query_key,
-                             const float *query_key_bias, const float *value, const float *value_bias,
-                             const float *gates_weight, const float *gates_bias, const float *head_weight,
-                             const float *skip, const float *past, const float *C, const float *n, const float *m,
-                             float *past_new, float *C_new, float *n_new, float *m_new, float *mixed, int64_t rows,
-                             int64_t inner, int64_t heads, int64_t taps, int64_t size, int64_t threads, float eps) {
-    float *shared = workspace(4 * rows * inner);
-    if (!shared) return 1;
-    Mixer x = {.rows = rows, .inner = inner, .heads = heads, .taps = taps, .size = size, .up = up,
-               .taps_weight = taps_weight, .taps_bias = taps_bias, .past = past, .past_new = past_new,
-               .query_key = query_key, .value = value, .query_key_bias = query_key_bias, .value_bias = value_bias,
-               .joined = shared, .convolved = shared + 3 * rows * inner};
-    int64_t blocks = inner / size, dim = inner / heads;
+/* Between up- and down-projection: mixed = (head_norm(mlstm(q, k, v, gates)) + skip * convolved) * silu(gate). */
+static int mixer_step(const BlockWeights *w, BlockState state, BlockSizes z, const float *up, float *mixed,
+                      int64_t threads, float eps) {
+    int64_t rows = z.rows, inner = z.inner, heads = z.heads, blocks = inner / z.size, dim = inner / heads;
+    float *joined = workspace(4 * rows * inner), *convolved = joined + 3 * rows * inner;
+    if (!joined) return 1;
     int failed = 0;
 #pragma omp parallel num_threads((int)threads)
     {
@@ -146,34 +147,61 @@ int EXPORT(mlstm_mixer_step)(const float *up, const float *taps_weight, const fl
 #endif
         int64_t first = here * each < blocks ? here * each : blocks;
         int64_t last = first + each < blocks ? first + each : blocks;
-        float *space = workspace(each * size * (taps + 3 * size) + dim);
+        float *space = workspace(each * z.size * (z.taps + 3 * z.size) + dim);
         if (!space) failed = 1;
-        else mixer_inputs(&x, first, last, space);
+        else mixer_inputs(w, state, z, up, first, last, space, convolved, joined);
 #pragma omp barrier
 #pragma omp for schedule(static)
         for (int64_t s = 0; s < rows * heads; s++) {
             if (failed) continue;
             int64_t r = s / heads, head = s % heads, at = head * dim;
-            const float *row = x.joined + r * 3 * inner, *gate = up + r * 2 * inner + inner + at;
-            const float *convolved = x.convolved + r * inner + at;
+            const float *row = joined + r * 3 * inner, *gate = up + r * 2 * inner + inner + at;
+            const float *past_silu = convolved + r * inner + at;
             float *h = space, gates[2];
             for (int g = 0; g < 2; g++) {
-                const float *w = gates_weight + (g * heads + head) * 3 * inner;
+                const float *weight = w->gates + (g * heads + head) * 3 * inner;
                 vec total = {0};
                 for (int64_t i = 0; i < 3 * inner; i += LANES)
-                    total += load_part(row, i, 3 * inner) * load_part(w, i, 3 * inner);
-                gates[g] = sum(total) + gates_bias[g * heads + head];
+                    total += load_part(row, i, 3 * inner) * load_part(weight, i, 3 * inner);
+                gates[g] = sum(total) + w->gates_bias[g * heads + head];
             }
             memory_step(dim, dim, row + at, row + inner + at, row + 2 * inner + at, gates[0], log_sigmoid(gates[1]),
-                        C + s * dim * dim, n + s * dim, m + s, C_new + s * dim * dim, n_new + s * dim, m_new + s, h);
-            layer_norm(h, dim, head_weight + at, NULL, eps, h);
+                        state.C + s * dim * dim, state.n + s * dim, state.m + s, state.C_new + s * dim * dim,
+                        state.n_new + s * dim, state.m_new + s, h);
+            layer_norm(h, dim, w->head_norm + at, NULL, eps, h);
             for (int64_t j = 0; j < dim; j += LANES) {
-                vec y = load_part(h, j, dim) + load_part(skip + at, j, dim) * load_part(convolved, j, dim);
+                vec y = load_part(h, j, dim) + load_part(w->skip + at, j, dim) * load_part(past_silu, j, dim);
                 store_part(mixed + r * inner + at, j, dim, y * silu(load_part(gate, j, dim)));
             }
         }
         free(space);
     }
-    free(shared);
+    free(joined);
+    return failed;
+}
+
+int EXPORT(mlstm_mixer_step)(const BlockWeights *weights, const float *past, const float *C, const float *n,
+                             const float *m, float *past_new, float *C_new, float *n_new, float *m_new,
+                             const float *up, float *mixed, int64_t rows, int64_t width, int64_t inner, int64_t heads,
+                             int64_t taps, int64_t size, int64_t threads, float head_eps) {
+    BlockState state = {past, C, n, m, past_new, C_new, n_new, m_new};
+    BlockSizes sizes = {rows, width, inner, heads, taps, size};
+    return mixer_step(weights, state, sizes, up, mixed, threads, head_eps);
+}
+
+/* The whole block, for few rows: y = x + down(mixer(up(norm(x)))). */
+int EXPORT(mlstm_block_step)(const BlockWeights *w, const float *past, const float *C, const float *n, const float *m,
+                             float *past_new, float *C_new, float *n_new, float *m_new, const float *x, float *y,
+                             int64_t rows, int64_t width, int64_t inner, int64_t heads, int64_t taps, int64_t size,
+                             int64_t threads, float head_eps, int64_t narrow_up, int64_t narrow_down, float eps) {
+    BlockState state = {past, C, n, m, past_new, C_new, n_new, m_new};
+    BlockSizes sizes = {rows, width, inner, heads, taps, size};
+    float *up = workspace(3 * rows * inner), *mixed = up + 2 * rows * inner;
+    int failed = !up ||
+                 few_rows(x, w->up, w->up_bias, w->norm, w->norm_bias, NULL, up, rows, width, 2 * inner, narrow_up,
+                          threads, eps) ||
+                 mixer_step(w, state, sizes, up, mixed, threads, head_eps) ||
+                 few_rows(mixed, w->down, w->down_bias, NULL, NULL, x, y, rows, inner, width, narrow_down, threads, 0);
+    free(up);
     return failed;
 }
