@@ -1,8 +1,8 @@
 /* y = norm(x) W^T + bias + residual for a few rows of x.
 
    Bound by the reading of W: each row of W is read once, by one thread, and meets all rows of x while it lies in
-   registers. W is float32 or bfloat16 (the upper half of a float32); the rest is float32. The norm of x is cheap enough
-   for every thread to compute it by itself. */
+   registers. W is float32 or bfloat16 (the upper half of a float32); the rest is float32. Every thread norms, or copies,
+   x for itself. */
 
 typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 typedef uint32_t vec_uint __attribute__((vector_size(LANES * 4)));
@@ -47,9 +47,10 @@ static void layer_norm(const float *x, int64_t n, const float *weight, const flo
     }
 }
 
-/* y[r][j] = x[r] . w[j], for constant numbers of rows of x and of w. The rows of w behind these are fetched meanwhile. */
-INLINE void dots(const int rows, const int columns, const int narrow, int64_t in, const float *x, const void *weight,
-                 float (*y)[4]) {
+/* y[r] = x[r] . w for a constant number of rows of x, in `sums` partial sums each. One row of w at a time: memory is
+   fastest in the order in which it lies. */
+INLINE void dots(const int rows, const int sums, const int narrow, int64_t in, const float *x, int64_t x_row,
+                 const void *weight, float *y) {
     const float *w = weight;
     const uint16_t *w16 = weight;
     vec total[8][4];
@@ -57,41 +58,30 @@ INLINE void dots(const int rows, const int columns, const int narrow, int64_t in
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int j = 0; j < columns; j++) total[r][j] = (vec){0};
-    for (; p + LANES <= in; p += LANES) {
-        vec line[4];
+        for (int j = 0; j < sums; j++) total[r][j] = (vec){0};
+    for (; p + sums * LANES <= in; p += sums * LANES)
 #pragma GCC unroll 4
-        for (int j = 0; j < columns; j++) {
-            int64_t at = j * in + p, next = at + columns * in;
-            line[j] = narrow ? load_bfloat16(w16 + at) : load(w + at);
-            __builtin_prefetch(narrow ? (const void *)(w16 + next) : (const void *)(w + next));
+        for (int j = 0; j < sums; j++) {
+            int64_t at = p + j * LANES;
+            vec line = narrow ? load_bfloat16(w16 + at) : load(w + at);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++) total[r][j] += load(x + r * x_row + at) * line;
         }
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            vec part = load(x + r * in + p);
+    for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
-            for (int j = 0; j < columns; j++) total[r][j] += part * line[j];
-        }
+        for (int j = 1; j < sums; j++) total[r][0] += total[r][j];
+        y[r] = sum(total[r][0]);
+        for (int64_t i = p; i < in; i++) y[r] += x[r * x_row + i] * (narrow ? from_bfloat16(w16[i]) : w[i]);
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int j = 0; j < columns; j++) {
-            float rest = 0;
-            for (int64_t i = p; i < in; i++)
-                rest += x[r * in + i] * (narrow ? from_bfloat16(w16[j * in + i]) : w[j * in + i]);
-            y[r][j] = sum(total[r][j]) + rest;
-        }
 }
 
-/* The same for 1 to 8 rows of x, and 4 or 1 of w. */
-static void some_dots(int rows, int columns, int narrow, int64_t in, const float *x, const void *w, float (*y)[4]) {
-#define CASE(R)                                                   \
-    case R:                                                       \
-        if (columns == 4 && narrow) dots(R, 4, 1, in, x, w, y);   \
-        else if (columns == 4) dots(R, 4, 0, in, x, w, y);        \
-        else if (narrow) dots(R, 1, 1, in, x, w, y);              \
-        else dots(R, 1, 0, in, x, w, y);                          \
+/* The same for 1 to 8 rows. */
+static void some_dots(int rows, int narrow, int64_t in, const float *x, int64_t x_row, const void *w, float *y) {
+#define CASE(R)                                                    \
+    case R:                                                        \
+        if (narrow) dots(R, R > 4 ? 1 : 4, 1, in, x, x_row, w, y); \
+        else dots(R, R > 4 ? 1 : 4, 0, in, x, x_row, w, y);        \
         break;
     switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
 #undef CASE
@@ -103,32 +93,29 @@ static int few_rows(const float *x, const void *weight, const float *bias, const
                     const float *norm_bias, const float *residual, float *y, int64_t rows, int64_t in, int64_t out,
                     int64_t narrow, int64_t threads, float eps) {
     int failed = 0;
-    int64_t groups = (out + 3) / 4;
+    int64_t x_row = (in + LANES - 1) / LANES * LANES + LANES; /* rows 4096 bytes apart would share a few lines of cache */
 #pragma omp parallel num_threads((int)threads)
     {
-        float *normed = norm_weight ? workspace(rows * in) : NULL;
-        const float *from = normed ? normed : x;
-        if (norm_weight && !normed) failed = 1;
-        if (normed)
-            for (int64_t r = 0; r < rows; r++) layer_norm(x + r * in, in, norm_weight, norm_bias, eps, normed + r * in);
+        float *own = workspace(rows * x_row);
+        if (!own) failed = 1;
+        for (int64_t r = 0; own && r < rows; r++)
+            if (norm_weight) layer_norm(x + r * in, in, norm_weight, norm_bias, eps, own + r * x_row);
+            else memcpy(own + r * x_row, x + r * in, in * sizeof(float));
 #pragma omp for schedule(static)
-        for (int64_t group = 0; group < groups; group++) {
-            int columns = out - 4 * group < 4 ? 1 : 4;
-            for (int64_t j = 4 * group; j < out && j < 4 * group + 4; j += columns) {
-                const char *w = (const char *)weight + j * in * (narrow ? 2 : 4);
-                for (int64_t r = 0; r < rows; r += 8) {
-                    float found[8][4];
-                    int some = rows - r < 8 ? (int)(rows - r) : 8;
-                    some_dots(some, columns, narrow != 0, in, from + r * in, w, found);
-                    for (int i = 0; i < some; i++)
-                        for (int c = 0; c < columns; c++) {
-                            int64_t at = (r + i) * out + j + c;
-                            y[at] = found[i][c] + (bias ? bias[j + c] : 0) + (residual ? residual[at] : 0);
-                        }
+        for (int64_t j = 0; j < out; j++) {
+            if (!own) continue;
+            const char *w = (const char *)weight + j * in * (narrow ? 2 : 4);
+            for (int64_t r = 0; r < rows; r += 8) {
+                float found[8];
+                int some = rows - r < 8 ? (int)(rows - r) : 8;
+                some_dots(some, narrow != 0, in, own + r * x_row, x_row, w, found);
+                for (int i = 0; i < some; i++) {
+                    int64_t at = (r + i) * out + j;
+                    y[at] = found[i] + (bias ? bias[j] : 0) + (residual ? residual[at] : 0);
                 }
             }
         }
-        free(normed);
+        free(own);
     }
     return failed;
 }
