@@ -10,6 +10,8 @@ Floor per token: every weight read once, 4 bytes each (2 in bfloat16), and each 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -46,23 +48,20 @@ def decodes(x: Float[Tensor, "tokens width"], batch: PackedBatch) -> bool:
 
 
 def decode(
-    block: nn.Module, x: Float[Tensor, "sequences width"], state: ConvolvedState, *, reuse_state: bool
+    block: nn.Module, x: Float[Tensor, "sequences width"], state: Any, *, reuse_state: bool
 ) -> tuple[Float[Tensor, "sequences width"], ConvolvedState] | None:
     """Return the residual stream after the block and the block's new state; None where it must go the ordinary way."""
     known = _weights(block)
     if known is None:
         return None
     weights, table, eps, head_eps = known
-    past, *cell = (_laid_out(part) for part in (state.convolution, *state.cell))
+    past, C, n, m = (_laid_out(part) for part in (state.convolution, *state.cell))
+    options = {"past": past, "state": (C, n, m), "head_eps": head_eps, "table": table, "reuse_state": reuse_state}
     if x.shape[0] <= FEW:
-        x, past, cell = mlstm_block_step(
-            x, weights, past=past, state=cell, eps=eps, head_eps=head_eps, table=table, reuse_state=reuse_state
-        )
+        x, past, cell = mlstm_block_step(x, weights, eps=eps, **options)
     else:
-        inner = apply_linear(F.layer_norm(x, x.shape[1:], weights.norm, weights.norm_bias, eps), weights.up, weights.up_bias)
-        mixed, past, cell = mlstm_mixer_step(
-            inner, weights, past=past, state=cell, head_eps=head_eps, table=table, reuse_state=reuse_state
-        )
+        normed = F.layer_norm(x, x.shape[1:], weights.norm, weights.norm_bias, eps)
+        mixed, past, cell = mlstm_mixer_step(apply_linear(normed, weights.up, weights.up_bias), weights, **options)
         x = x + apply_linear(mixed, weights.down, weights.down_bias)
     return x, ConvolvedState(MLSTMState(*cell), past)
 

@@ -120,7 +120,7 @@ def mlstm_block_step(
 ) -> tuple[Float[Tensor, "sequences width"], Float[Tensor, "sequences past inner"], State]:
     """Return the block's output for the residual stream ``x``, else as ``mlstm_mixer_step``; meant for few sequences."""
     y = torch.empty_like(x)
-    narrow = (weights.up.dtype == torch.bfloat16, weights.down.dtype == torch.bfloat16)
+    narrow = (int(weights.up.dtype == torch.bfloat16), int(weights.down.dtype == torch.bfloat16))
     call = native.function("mlstm_block_step", "p pppp pppp pp iiiiii i f ii f")
     after = _step(call, x, y, weights, (past, *state), table, (head_eps, *narrow, eps), reuse_state)
     return y, after[0], after[1:]
@@ -133,7 +133,7 @@ def _step(
     weights: BlockWeights,
     before: tuple[Tensor, Tensor, Tensor, Tensor],
     table: NDArray[np.int64] | None,
-    rest: tuple[float, ...],
+    rest: tuple[float | int, ...],
     reuse_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Call a step of a block on (past, C, n, m); return them anew."""
