@@ -10,7 +10,7 @@ Floor per token: every weight read once, 4 bytes each (2 in bfloat16), and each 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,45 +50,64 @@ def decodes(x: Float[Tensor, "tokens width"], batch: PackedBatch) -> bool:
 def decode(
     block: nn.Module, x: Float[Tensor, "sequences width"], state: Any, *, reuse_state: bool
 ) -> tuple[Float[Tensor, "sequences width"], ConvolvedState] | None:
-    """Return the residual stream after the block and the block's new state; None where it must go the ordinary way."""
-    known = _weights(block)
+    """Return the residual stream after a block and the block's new state; None where it must go the ordinary way.
+
+    ``state`` is the block's own.
+    """
+    known = _known(block)
     if known is None:
         return None
-    weights, table, eps, head_eps = known
+    weights, table, eps, head_eps, _ = known
     past, C, n, m = (_laid_out(part) for part in (state.convolution, *state.cell))
-    options = {"past": past, "state": (C, n, m), "head_eps": head_eps, "table": table, "reuse_state": reuse_state}
     if x.shape[0] <= FEW:
-        x, past, cell = mlstm_block_step(x, weights, eps=eps, **options)
+        x, after = mlstm_block_step(
+            x, weights, state=(past, C, n, m), eps=eps, head_eps=head_eps, table=table, reuse_state=reuse_state
+        )
     else:
         normed = F.layer_norm(x, x.shape[1:], weights.norm, weights.norm_bias, eps)
-        mixed, past, cell = mlstm_mixer_step(apply_linear(normed, weights.up, weights.up_bias), weights, **options)
+        up = apply_linear(normed, weights.up, weights.up_bias)
+        mixed, after = mlstm_mixer_step(
+            up, weights, state=(past, C, n, m), head_eps=head_eps, table=table, reuse_state=reuse_state
+        )
         x = x + apply_linear(mixed, weights.down, weights.down_bias)
+    past, *cell = after
     return x, ConvolvedState(MLSTMState(*cell), past)
 
 
-def _weights(block: nn.Module) -> tuple[BlockWeights, NDArray[np.int64], float, float] | None:
-    """Return a block's parameters, where they lie, and the epsilons of its norms, if it is plain and they are readable.
+class _Known(NamedTuple):
+    """What is known of a block whose parameters lie at ``addresses``."""
 
-    What was found readable is kept on the block for as long as nothing has moved.
+    weights: BlockWeights
+    table: NDArray[np.int64]
+    eps: float
+    head_eps: float
+    addresses: list[int]
+
+
+def _known(block: Any) -> _Known | None:
+    """Return the parameters of a block if it is a plain one and native kernels can read them.
+
+    What was found is kept on the block, for as long as nothing has moved.
     """
     if not hasattr(block, "decoding") or block.training or block._forward_hooks or block._forward_pre_hooks:
         return None
-    modules, found, where = block._modules, [], []
+    modules = block._modules
+    found: list[Any] = []
     for name, kind in _PARTS:
         module = modules[name]
         if type(module) is not kind or module._forward_hooks or module._forward_pre_hooks:
             return None
-        weight, bias = module._parameters["weight"], module._parameters.get("bias")
-        found += (weight, bias)
-        where += (weight.data_ptr(), bias.data_ptr() if bias is not None else 0)
-    skip = block._parameters["skip"]
-    where[-1] = skip.data_ptr()  # a head norm has no bias
-    if block.decoding is None or block.decoding[0] != where:
-        weights = BlockWeights(*found[:-1], skip)
+        found += (module._parameters["weight"], module._parameters.get("bias"))
+    found[-1] = block._parameters["skip"]  # in place of the head norm's bias: it has none
+    addresses = [0 if parameter is None else parameter.data_ptr() for parameter in found]
+    known: _Known | None = block.decoding
+    if known is None or known.addresses != addresses:
+        weights = BlockWeights(*found)
         if not weights.readable():
             return None
-        block.decoding = where, (weights, weights.table(), block.norm.eps, block.head_norm.eps)
-    return block.decoding[1]
+        known = _Known(weights, weights.table(), block.norm.eps, block.head_norm.eps, addresses)
+        block.decoding = known
+    return known
 
 
 def _laid_out(part: Tensor) -> Tensor:

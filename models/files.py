@@ -70,9 +70,9 @@ def load(
     Args:
         folder: what ``LanguageModel.save`` wrote.
         device: where the weights go.
-        dtype: of the weights; None keeps the stored one. A dtype narrower than float32 is for the matrices of the linear
-            maps, nearly all of a model: activations, norms, gates, embeddings and states stay float32 (unlike after
-            ``model.to(dtype)``, as torch has it). With ``torch.bfloat16`` decoding reads half as much.
+        dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
+            maps alone, nearly all of a model: embeddings, norms, gates, activations and states are float32, in contrast
+            to ``model.to(dtype)``. With ``torch.bfloat16`` a token is decoded by reading half as much.
         cls: class of the model.
 
     Raises:
