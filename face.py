@@ -88,7 +88,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     Args:
         path: the folder.
         device: where the weights go.
-        dtype: of the weights; None keeps the stored one.
+        dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
+            maps alone, and everything else is float32: see ``models.load``.
 
     Raises:
         InputError: the folder does not hold a whole language model; the sentence says what is wrong.

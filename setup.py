@@ -33,7 +33,14 @@ setup(
             "processive.kernels.native._native",
             sources=sorted(str(path) for path in FOLDER.glob("*.c")),
             depends=sorted(str(path) for path in FOLDER.glob("*.h")),
-            extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-g0", *OPENMP],
+            extra_compile_args=[
+                "-O3",
+                "-std=gnu11",
+                "-fvisibility=hidden",
+                "-g0",
+                "-Werror=implicit-function-declaration",
+                *OPENMP,
+            ],
             extra_link_args=OPENMP,
             optional=True,
         )

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError, ShapeError
 from ..sequences import PackedBatch
+from .decoding import decode, decodes
 from .layers import small_init_
 from .state import BackboneState
 
@@ -71,26 +72,40 @@ class Backbone(nn.Module, ABC):
         return x
 
     def forward(
-        self, batch: PackedBatch, state: BackboneState | None = None, *, return_state: bool = False
+        self,
+        batch: PackedBatch,
+        state: BackboneState | None = None,
+        *,
+        return_state: bool = False,
+        reuse_state: bool = False,
     ) -> tuple[Float[Tensor, "tokens width"], BackboneState | None]:
         """Return hidden states after the final norm and, when asked, the state after the last tokens.
 
         ``state`` is what an earlier call returned for the same sequences; the batch then holds their next tokens, with
-        ``positions`` from ``state.lengths`` on (``PackedBatch.from_lengths(..., offsets=state.lengths)``).
+        ``positions`` from ``state.lengths`` on (``PackedBatch.from_lengths(..., offsets=state.lengths)``). It is not
+        changed, unless ``reuse_state`` gives it away: then the new state may stand in its memory, which is quicker.
 
         Raises:
-            ConfigError: a state is given to, or asked of, a backbone that is not causal.
+            ConfigError: a state is given to, or asked of, a backbone that is not causal, or one is given away where
+                gradients are recorded.
             ShapeError: the state belongs to another number of sequences.
         """
         if (state is not None or return_state) and not self.config.causal:
             raise ConfigError("A bidirectional backbone needs the whole sequence at once: it has no state.")
         if state is not None and len(state) != len(batch):
             raise ShapeError("state", f"of {len(state)} sequences", f"one of {len(batch)}")
+        if reuse_state and torch.is_grad_enabled():
+            raise ConfigError(
+                "A state is given away (reuse_state) only where no gradient is recorded: torch.no_grad()."
+            )
         context = self.context(batch, state)
         x = self.embed(batch)
         after = []
+        one_each = state is not None and return_state and decodes(x, batch)
         for i, block in enumerate(self.blocks):
-            x, new = self._run(block, x, context, None if state is None else state.blocks[i], return_state)
+            old = None if state is None else state.blocks[i]
+            found = decode(block, x, old, reuse_state=reuse_state) if one_each else None
+            x, new = found or self._run(block, x, context, old, return_state)
             after.append(new)
         hidden = self.norm(x)
         if not return_state:

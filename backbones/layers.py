@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..kernels import block_linear, causal_conv1d, head_norm, linear
+from ..kernels import block_linear, causal_conv1d, head_norm, linear, linear_rows
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu, "gelu": F.gelu}
 GATED = ("swiglu", "geglu")
@@ -37,10 +37,16 @@ def wang_init_(weight: Tensor, width: int, depth: int) -> None:
 def apply_linear(
     x: Float[Tensor, "tokens inputs"], weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
 ) -> Float[Tensor, "tokens outputs"]:
-    """Linear map by the fastest path; on a CPU autocast to bfloat16 means bfloat16 operands and float32 results."""
+    """Linear map by the fastest path, also by a weight narrower than ``x`` (see ``models.load``).
+
+    On a CPU autocast to bfloat16 means bfloat16 operands and float32 results.
+    """
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if weight.dtype != x.dtype and not autocast:
+        return linear_rows(x, weight, bias)
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    if not torch.is_autocast_enabled("cpu"):
+    if not autocast:
         return linear(x, weight, bias)
     if weight.dtype != torch.float32 or torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return F.linear(x, weight, bias)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -156,6 +156,7 @@ class MLSTMBlock(nn.Module):
         width, inner, heads = config.width, config.inner, config.heads
         blocks, block = inner // config.projection_block, config.projection_block
         self.heads, self.reverses = heads, config.reverses(index)
+        self.decoding: Any = None  # what decoding.py knows of the parameters below
         self.norm = make_norm("layer", width, config.eps)
         self.up = linear_in(width, 2 * inner, bias=config.bias)
         self.convolution = CausalConvolution(inner, config.convolution)

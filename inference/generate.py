@@ -73,7 +73,7 @@ def generate(
         if value < (0 if name == "count" else 1):
             raise ConfigError(f"{name} is {value}, and that is too few.")
     starts = [start for start in _starts(model, prompts) for _ in range(1 if count is None else count)]
-    ends = _ends(model, stop)
+    ends = np.isin(np.arange(len(model.vocabulary)), _ends(model, stop))
     forbidden = _forbidden(model)
     results: list[str] = []
     with evaluating(model), tqdm(total=len(starts), disable=not progress, desc="generating", unit=" sequences") as bar:
@@ -89,7 +89,7 @@ def generate(
                 numbers = torch.from_numpy(uniforms(seed, running, step)).to(model.device)
                 tokens = draw(chances, numbers)
                 drawn = tokens.cpu().numpy()
-                ending = alive & np.isin(drawn, ends)
+                ending = alive & ends[drawn]
                 alive &= ~ending
                 for row in np.flatnonzero(alive):
                     written[running[row] - first].append(int(drawn[row]))
@@ -100,8 +100,8 @@ def generate(
                     kept = torch.from_numpy(np.flatnonzero(alive)).to(model.device)
                     state, tokens = state.select(kept), tokens[kept]
                     running, alive = running[alive], alive[alive]
-                batch = PackedBatch.from_lengths(tokens, torch.ones_like(tokens), offsets=state.lengths)
-                hidden, state = model.backbone(batch, state, return_state=True)
+                batch = PackedBatch.one_each(tokens, positions=state.lengths)
+                hidden, state = model.backbone(batch, state, return_state=True, reuse_state=True)
                 logits = model.logits(hidden)
             bar.update(int(alive.sum()))
             results += [model.tokenizer.decode([*start, *new]) for start, new in zip(group, written, strict=True)]

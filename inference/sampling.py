@@ -41,6 +41,8 @@ def filtered(
     (Nguyen et al. 2024) keeps tokens at least ``min_p`` times as likely as the likeliest. The likeliest always stays.
     Of tokens equally likely the one with the lower id comes first.
     """
+    if temperature and top_k is None and top_p is None and min_p is None:
+        return torch.softmax(logits.double() / temperature, dim=-1)
     ordered, order = logits.double().sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(logits.shape[-1], device=logits.device)
     if temperature == 0:

@@ -13,6 +13,7 @@ from .linear import linear
 from .memory import keep_freed_memory
 from .mlstm import MLSTMState, mlstm
 from .rotary import rotary
+from .rows import linear_rows
 from .slstm import SLSTMState, slstm
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "head_norm",
     "keep_freed_memory",
     "linear",
+    "linear_rows",
     "mlstm",
     "rotary",
     "slstm",

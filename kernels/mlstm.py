@@ -38,6 +38,7 @@ from .mlstm_chunkwise import chunkwise
 from .mlstm_layout import chunk_groups
 from .mlstm_native import native_mlstm
 from .packing import expect_shape, gate_dtype, sequence_lengths
+from .step import mlstm_step
 
 
 class MLSTMState(NamedTuple):
@@ -150,7 +151,11 @@ def mlstm(
         if tokens == 0:
             h, last = inputs[2].clone(), state or _empty_state(q, len(lengths), v_dim, dtype)
         elif np.all(lengths == 1):
-            h, last = _step(*inputs, state=state or _empty_state(q, tokens, v_dim, dtype))
+            before = state or _empty_state(q, tokens, v_dim, dtype)
+            recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *before))
+            step = mlstm_step if chosen == "native" and not recorded else _step
+            h, parts = step(*inputs, state=before)
+            last = MLSTMState(*parts)
         elif chosen == "native":
             h, parts = native_mlstm(*inputs, lengths=lengths, state=state, return_state=return_state, reverse=reverse)
             last = None if parts is None else MLSTMState(*parts)
@@ -172,16 +177,17 @@ def _empty_state(q: Tensor, sequences: int, v_dim: int, dtype: torch.dtype) -> M
 
 
 def _step(
-    q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor, *, state: MLSTMState
-) -> tuple[Tensor, MLSTMState]:
+    q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor, *, state: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """One token for every sequence: the recurrence as it stands."""
-    kept = log_forget + state.m
+    C, n, m_before = state
+    kept = log_forget + m_before
     m = torch.maximum(kept, log_input)
     decay = torch.exp(kept - m)[..., None]
     written = torch.exp(log_input - m)[..., None] * k
-    C = torch.addcmul(state.C * decay[..., None], written[..., None], v[..., None, :])
-    n = torch.addcmul(written, state.n, decay)
+    C = torch.addcmul(C * decay[..., None], written[..., None], v[..., None, :])
+    n = torch.addcmul(written, n, decay)
     q = q * q.shape[-1] ** -0.5
     numerator = torch.matmul(q[..., None, :], C)[..., 0, :]
     normaliser = torch.maximum((q * n).sum(-1).abs(), torch.exp(-m))
-    return numerator / normaliser[..., None], MLSTMState(C, n, m)
+    return numerator / normaliser[..., None], (C, n, m)

@@ -6,7 +6,7 @@ Nothing is unpickled, and no name from a folder is imported as code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..backbones import config_from_dict, config_to_dict, from_plain
+from ..backbones.layers import Linear
 from ..errors import ConfigError, InputError
 from ..sequences import check_file, replacing, tokenizer_from_dict, tokenizer_to_dict
 from .card import ModelCard, card_text, installed_versions
-from .head import HeadConfig
+from .head import Head, HeadConfig
 from .language_model import LanguageModel
 
 FORMAT = 1
@@ -69,7 +70,9 @@ def load(
     Args:
         folder: what ``LanguageModel.save`` wrote.
         device: where the weights go.
-        dtype: of the weights; None keeps the stored one.
+        dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
+            maps alone, nearly all of a model: embeddings, norms, gates, activations and states are float32, in contrast
+            to ``model.to(dtype)``. With ``torch.bfloat16`` a token is decoded by reading half as much.
         cls: class of the model.
 
     Raises:
@@ -90,7 +93,8 @@ def load(
             )
     except ConfigError as error:
         raise InputError(str(error), path=config_file) from None
-    tensors = read_weights(config_file.parent / WEIGHTS, model.state_dict(), device=device, dtype=dtype)
+    narrow = _matrices(model) if dtype is not None and dtype.itemsize < torch.float32.itemsize else None
+    tensors = read_weights(config_file.parent / WEIGHTS, model.state_dict(), device=device, dtype=dtype, narrow=narrow)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 
@@ -124,9 +128,16 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_weights(
-    path: Path, expected: Mapping[str, Tensor], *, device: str | torch.device, dtype: torch.dtype | None
+    path: Path,
+    expected: Mapping[str, Tensor],
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    narrow: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file that are called and shaped as ``expected``.
+
+    ``narrow`` names those that take ``dtype``, the others then being float32; None: all of them do.
 
     Raises:
         InputError: the file is missing or damaged, or tensors are missing, unknown or misshapen; all are named.
@@ -144,12 +155,19 @@ def read_weights(
             ]
             if wrong:
                 raise InputError(f"The weights do not fit config.json: {'; '.join(wrong)}.", path=path)
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in expected}
+            tensors: dict[str, Tensor] = {}
+            for name in expected:
+                tensor = file.get_tensor(name)
+                wanted = dtype if narrow is None or name in narrow else torch.float32
+                tensors[name] = tensor if wanted is None or not tensor.is_floating_point() else tensor.to(wanted)
     except SafetensorError as error:
         raise InputError(f"The weights are damaged ({error}).", path=path, hint="Copy or train them again.") from None
-    if dtype is None:
-        return tensors
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _matrices(model: LanguageModel) -> frozenset[str]:
+    """Names of the matrices of the linear maps that take inputs wider than themselves."""
+    return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear | Head))
 
 
 def _folder(path: str | Path) -> Path:

@@ -54,6 +54,11 @@ class PackedBatch:
         return cls(tokens, cu_seqlens, positions)
 
     @classmethod
+    def one_each(cls, tokens: Int[Tensor, " sequences"], *, positions: Int[Tensor, " sequences"]) -> PackedBatch:
+        """Return one token of each sequence, as in decoding."""
+        return cls(tokens, torch.arange(len(tokens) + 1, device=tokens.device), positions)
+
+    @classmethod
     def from_sequences(
         cls, sequences: Sequence[Sequence[int] | NDArray[np.integer] | Tensor], *, device: torch.device | str = "cpu"
     ) -> PackedBatch:

@@ -13,6 +13,9 @@ import torch  # noqa: E402
 
 SHARED = Path(os.environ.get("PROCESSIVE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when whatever comes first imports Triton
+
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # the worker processes share the cores
 
 

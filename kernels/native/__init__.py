@@ -113,3 +113,8 @@ def _checked(result: int, *_: object) -> int:
     if result:
         raise MemoryError("A native kernel found no memory for its working space.")
     return result
+
+
+def readable(x: Tensor | None, dtypes: tuple[torch.dtype, ...] | None = None) -> bool:
+    """Tell whether native functions can read ``x`` as it lies: on the CPU, contiguous, float32 or of ``dtypes``."""
+    return x is None or (x.is_cpu and x.dtype in (dtypes or (torch.float32,)) and x.is_contiguous())

@@ -4,8 +4,6 @@
    gradient may have rows apart. skip may be NULL. `silu`: the activation is x sigmoid(x), else sigmoid(x). head_dim is a
    multiple of LANES. */
 
-INLINE vec gate_sigmoid(vec x) { return 1.0f / (1.0f + vec_exp(-x)); }
-
 INLINE void mean_and_scale(const float *h, int64_t head_dim, float eps, float *mean, float *scale) {
     vec total = {0}, squares = {0};
     for (int64_t c = 0; c < head_dim; c += LANES) total += load(h + c);
@@ -29,7 +27,7 @@ int EXPORT(gated_norm)(int64_t tokens, int64_t heads, int64_t head_dim, const fl
             for (int64_t c = first; c < first + head_dim; c += LANES) {
                 vec y = (load(h + t * width + c) - mean) * scale * load(weight + c);
                 if (skip) y += load(skip + t * width + c) * load(skip_weight + c);
-                vec g = load(gate + t * gate_row + c), s = gate_sigmoid(g);
+                vec g = load(gate + t * gate_row + c), s = vec_sigmoid(g);
                 store(out + t * width + c, y * (silu ? g * s : s));
             }
         }
@@ -56,7 +54,7 @@ int EXPORT(gated_norm_backward)(int64_t tokens, int64_t heads, int64_t head_dim,
                 for (int64_t c = first; c < first + head_dim; c += LANES) {
                     int64_t at = t * width + c;
                     vec normed = (load(h + at) - mean) * scale, w = load(weight + c), y = normed * w;
-                    vec g = load(gate + t * gate_row + c), s = gate_sigmoid(g), d = load(dout + at);
+                    vec g = load(gate + t * gate_row + c), s = vec_sigmoid(g), d = load(dout + at);
                     vec dy = d * (silu ? g * s : s);
                     if (skip) {
                         vec line = load(skip + at), by = load(skip_weight + c);

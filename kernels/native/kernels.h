@@ -8,4 +8,6 @@
 #include "gated_norm.h"
 #include "mlstm.h"
 #include "rotary.h"
+#include "rows.h"
 #include "slstm.h"
+#include "step.h"

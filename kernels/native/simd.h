@@ -193,7 +193,7 @@ static void strip(int rows, int n, int k, Operand a, const float *b, ptrdiff_t b
 #undef STRIP
 }
 
-static void product(int m, int n, int k, Operand a, const float *b, ptrdiff_t b_row, float *c, ptrdiff_t c_row,
+static __attribute__((unused)) void product(int m, int n, int k, Operand a, const float *b, ptrdiff_t b_row, float *c, ptrdiff_t c_row,
                     int add) {
     for (int i = 0; i < m; i += ROWS) {
         Operand rest = {a.at + i * a.row, a.row, a.column};

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from processive import inference
+from processive.backbones.layers import Linear
 from processive.errors import ConfigError, InputError
 from processive.inference import generate
 from processive.inference.sampling import draw, filtered, uniforms
+from processive.models.head import Head
 from processive.sequences import PackedBatch
 
 
@@ -62,6 +66,33 @@ def test_prompts_in_order_each_counted_times(make_model):
     assert generate(model, 0) == []
 
 
+@pytest.mark.parametrize("kind", ["xlstm", "decoder"])
+def test_is_the_same_without_native_decoding(kind, make_model, monkeypatch):
+    from processive.backbones import backbone
+
+    model = make_model(kind)
+    wanted = generate(model, 20, prompts=["", "abc"], max_length=30)
+    monkeypatch.setattr(backbone, "decodes", lambda *_: False)
+    assert generate(model, 20, prompts=["", "abc"], max_length=30) == wanted
+
+
+@pytest.mark.parametrize("kind", ["xlstm", "decoder"])
+def test_matrices_in_bfloat16_change_little(kind, make_model):
+    """As ``models.load(folder, dtype=torch.bfloat16)`` makes them; reading many tokens, few, and one at a time."""
+    model = make_model(kind).eval()
+    low = copy.deepcopy(model)
+    for module in low.modules():
+        if isinstance(module, Linear | Head) and module.weight is not None:
+            module.weight.data = module.weight.data.bfloat16()
+    for count in (4, 40):
+        batch = PackedBatch.from_sequences([[1, *(4 + i % 8 for i in range(count))]])
+        want, got = model(batch)[0], low(batch)[0]
+        assert got.dtype == torch.float32
+        assert 0 < (got - want).square().mean().sqrt() < 0.02 * want.square().mean().sqrt()
+    found = generate(low, 10, prompts="ab", max_length=10, temperature=0)
+    assert found == generate(model, 10, prompts="ab", max_length=10, temperature=0)
+
+
 def test_greedy_is_one_answer(make_model):
     model = make_model()
     found = generate(model, 3, temperature=0, max_length=12)
@@ -92,8 +123,8 @@ def test_memory_of_the_state_is_constant(make_model, monkeypatch):
     model = make_model()
     sizes, forward = [], model.backbone.forward
 
-    def watched(batch, state=None, *, return_state=False):
-        hidden, after = forward(batch, state, return_state=return_state)
+    def watched(batch, state=None, **options):
+        hidden, after = forward(batch, state, **options)
         sizes.append((len(after), sum(t.numel() for t in after.tensors().values()), len(batch.tokens)))
         return hidden, after
 

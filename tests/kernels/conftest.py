@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -18,8 +17,6 @@ LENGTHS = [[1], [63], [64], [65], [1, 1, 1], [200, 1, 64, 3], [0, 5, 0], [0, 0],
 
 def import_triton_kernels() -> None:
     """Import the Triton kernels as they stand: Triton reads their source, which checks of types would hide from it."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when Triton is imported
     checks = [finder for finder in sys.meta_path if type(finder).__module__.startswith("jaxtyping")]
     for finder in checks:
         sys.meta_path.remove(finder)

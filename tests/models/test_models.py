@@ -103,9 +103,21 @@ def test_fewer_embeddings_than_tokens_is_an_error(tokenizer):
 def test_dtype_and_device(tokenizer, tmp_path):
     make(tokenizer).save(tmp_path / "m")
     low = models.load(tmp_path / "m", dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in low.parameters()} == {torch.bfloat16}
+    narrow = {name for name, parameter in low.named_parameters() if parameter.dtype == torch.bfloat16}
+    matrices = ("head.weight", ".up.weight", ".down.weight")
+    assert narrow == {name for name, _ in low.named_parameters() if name.endswith(matrices)}
+    assert {parameter.dtype for parameter in low.parameters()} == {torch.bfloat16, torch.float32}
     low.save(tmp_path / "low")
-    assert {parameter.dtype for parameter in models.load(tmp_path / "low").parameters()} == {torch.bfloat16}
+    for dtype in (None, torch.bfloat16):
+        back = models.load(tmp_path / "low", dtype=dtype).state_dict()
+        assert all(torch.equal(back[name], tensor) for name, tensor in low.state_dict().items())
+        assert {name for name, tensor in back.items() if tensor.dtype == torch.bfloat16} == narrow
+    batch = batch_of(low, "abcabcabc", "h")
+    want, got = models.load(tmp_path / "m")(batch)[0], low(batch)[0]
+    assert got.dtype == torch.float32
+    assert 0 < (got - want).abs().max() < 0.02 * want.abs().max()
+    for dtype in (torch.float32, torch.float64):
+        assert {parameter.dtype for parameter in models.load(tmp_path / "m", dtype=dtype).parameters()} == {dtype}
 
 
 def test_other_files_in_the_folder_stay(tokenizer, tmp_path):
