@@ -124,12 +124,21 @@ INLINE Rows rows_of(const Batch *b, int64_t sequence, int64_t chunk) {
     return rows;
 }
 
-/* Row i of q, k and v of the chunk `ahead` chunks further (or, when negative, back). */
-INLINE void prefetch_inputs(const Batch *b, int64_t head, Rows r, int i, int ahead) {
-    int64_t token = r.first + r.step * (i + (int64_t)ahead * r.length);
-    prefetch_row(b->q + token * b->q_row + head * b->w.qk, b->w.qk);
-    prefetch_row(b->k + token * b->k_row + head * b->w.qk, b->w.qk);
-    prefetch_row(b->v + token * b->v_row + head * b->w.v, b->w.v);
+/* Where this thread most likely goes on: from a chunk to the next in its direction, or at the end of the sequence to the
+   same rows of the next head. Row i of what will be read there is asked for while row i is at work here. */
+typedef struct {
+    int64_t token, head;
+} Ahead;
+
+INLINE Ahead ahead_of(const Batch *b, int64_t head, Rows r, int i, int chunks_left, int direction) {
+    if (chunks_left) return (Ahead){r.first + r.step * (i + (int64_t)direction * r.length), head};
+    return (Ahead){r.first + r.step * i, head + 1 < b->heads ? head + 1 : head};
+}
+
+INLINE void prefetch_inputs(const Batch *b, Ahead to) {
+    prefetch_row(b->q + to.token * b->q_row + to.head * b->w.qk, b->w.qk);
+    prefetch_row(b->k + to.token * b->k_row + to.head * b->w.qk, b->w.qk);
+    prefetch_row(b->v + to.token * b->v_row + to.head * b->w.v, b->w.v);
 }
 
 INLINE void gather(float *to, const float *from, int64_t row, int64_t offset, Rows r, int width, int padded) {
@@ -195,7 +204,7 @@ static void mlstm_forward_task(const Batch *b, int64_t sequence, int64_t head, i
         if (carries) product(r.length, w.v_padded, w.qk, (Operand){q, w.qk_padded, 1}, C, w.v_padded, numerator, w.v_padded, 0);
         float inverse[r.length];
         for (int i = 0; i < r.length; i++) {
-            prefetch_inputs(b, head, r, i, 1);
+            prefetch_inputs(b, ahead_of(b, head, r, i, chunk + 1 < b->chunks[sequence], 1));
             prefetch_write(h + ((r.first + r.step * i) * b->heads + head) * w.v, w.v);
             vec total = {0};
             for (int j = 0; j < strip_end(i, r.length); j += LANES) {
@@ -296,7 +305,7 @@ static void mlstm_backward_task(const Batch *b, int64_t sequence, int64_t head, 
         float dden[length];
         double drow[length];
         for (int i = 0; i < length; i++) {
-            prefetch_inputs(b, head, r, i, -1);
+            prefetch_inputs(b, ahead_of(b, head, r, i, chunk > 0, -1));
             vec total = {0};
             for (int j = 0; j < strip_end(i, length); j += LANES) {
                 vec decayed = decay(&g, i, j), x = load(p + i * row + j) * decayed;
@@ -334,9 +343,9 @@ static void mlstm_backward_task(const Batch *b, int64_t sequence, int64_t head, 
         }
         memset(du, 0, sizeof(float) * row);
         for (int i = 0; i < length; i++) {
-            int64_t before = r.first + r.step * (i - (int64_t)length);
-            prefetch_row(h + (before * b->heads + head) * w.v, w.v);
-            prefetch_row(dh + before * dh_row + head * w.v, w.v);
+            Ahead to = ahead_of(b, head, r, i, chunk > 0, -1);
+            prefetch_row(h + (to.token * b->heads + to.head) * w.v, w.v);
+            prefetch_row(dh + to.token * dh_row + to.head * w.v, w.v);
             int64_t at = (r.first + r.step * i) * b->heads + head;
             prefetch_write(dq + at * w.qk, w.qk);
             prefetch_write(dk + at * w.qk, w.qk);
@@ -442,6 +451,11 @@ static size_t mlstm_space(Sizes w, int64_t longest) {
     return squares + rows + 3 * (size_t)w.qk_padded * w.v_padded + 2 * w.qk_padded + 8 * row + 32 * 16;
 }
 
+/* All heads of a sequence to one thread, where there are sequences enough: their rows lie side by side. */
+static int tasks_in_a_row(int64_t sequences, int64_t heads, int64_t threads) {
+    return sequences >= 4 * threads ? (int)heads : 1;
+}
+
 int EXPORT(mlstm_forward)(const float *q, const float *k, const float *v, const float *log_input,
                           const float *log_forget, int64_t q_row, int64_t k_row, int64_t v_row, const float *C_first,
                           const float *n_first, const float *m_first, float *C_starts, float *n_starts,
@@ -456,7 +470,7 @@ int EXPORT(mlstm_forward)(const float *q, const float *k, const float *v, const 
     {
         float *space = workspace(mlstm_space(b.w, longest));
         if (!space) failed = 1;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, tasks_in_a_row(sequences, heads, threads))
         for (int64_t task = 0; task < sequences * heads; task++)
             if (space)
                 mlstm_forward_task(&b, order[task / heads], task % heads, (int)longest, space, h, C_last, n_last,
@@ -482,7 +496,7 @@ int EXPORT(mlstm_backward)(const float *q, const float *k, const float *v, const
     {
         float *space = workspace(mlstm_space(b.w, longest));
         if (!space) failed = 1;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, tasks_in_a_row(sequences, heads, threads))
         for (int64_t task = 0; task < sequences * heads; task++)
             if (space)
                 mlstm_backward_task(&b, order[task / heads], task % heads, (int)longest, space, h, dh, dh_row, dC_last,
