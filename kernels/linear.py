@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from . import native
-from .backends import choose_backend
+from .backends import available_backends, choose_backend
 
 FEW_TOKENS = 128  # fewer: packing the weights costs more than it saves
 
@@ -36,8 +36,8 @@ def linear(
 ) -> Float[Tensor, "*tokens outputs"]:
     """Return ``x W^T + b``, whatever autocast says.
 
-    ``precision="bf16"`` rounds the operands to bfloat16 and returns float32. Tensors of other dtypes than float32, and
-    with ``backend="auto"`` fewer than 128 tokens, go to torch.
+    ``precision="bf16"`` rounds the operands to bfloat16 and returns float32. Tensors of other dtypes than float32 go to
+    torch. With ``backend="auto"`` fewer than 128 tokens go to oneDNN where the native product would take more.
 
     Raises:
         ShapeError: the arguments disagree.
@@ -55,11 +55,17 @@ def linear(
     fits = all(t is None or t.dtype == torch.float32 for t in (x, weight, bias))
     if backend not in ("auto", "torch") and not fits:
         raise ConfigError(f"The backend {backend!r} takes float32 tensors; backend='auto' finds another.")
+    if backend == "auto" and chosen == "native" and tokens < FEW_TOKENS:
+        chosen = "onednn" if precision == "float32" and "onednn" in available_backends("linear") else "torch"
     if not fits or not tokens * inputs * outputs:
         chosen = "torch"
-    if chosen == "torch" or (backend == "auto" and tokens < FEW_TOKENS):
+    if chosen == "torch":
         return _torch(x, weight, bias, precision)
-    y: Tensor = _Linear.apply(x.reshape(-1, inputs), weight, bias, chosen, precision)  # type: ignore[no-untyped-call]
+    rows = x.reshape(-1, inputs)
+    if torch.is_grad_enabled():
+        y: Tensor = _Linear.apply(rows, weight, bias, chosen, precision)  # type: ignore[no-untyped-call]
+    else:  # an autograd function costs as much as a product of a few rows
+        y = _Linear.forward(rows, weight, bias, chosen, precision)
     return y.view(*x.shape[:-1], outputs)
 
 
