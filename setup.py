@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 FOLDER = Path("kernels/native")
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler has none: one thread there
@@ -17,6 +18,14 @@ class BuildLibrary(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         """Return the file's name without Python's version in it."""
         return fullname.replace(".", "/") + ".so"
+
+
+class BuildModules(build_py):
+    """The root is the package, and this file stands in the root: it is no module of it."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        """Return the modules of a package but for this file."""
+        return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
 
 
 class PlatformWheel(bdist_wheel):
@@ -45,5 +54,5 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_py": BuildModules, "build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -62,19 +62,8 @@ def _forward(
     y = native.empty(*x.shape)
     last = native.empty(len(edges) - 1, taps - 1, channels) if return_state else None
     native.function("conv_forward", "pppp p pp iiiiii")(
-        x.data_ptr(),
-        weight.data_ptr(),
-        native.pointer(bias),
-        native.pointer(state),
-        edges.data_ptr(),
-        y.data_ptr(),
-        native.pointer(last),
-        x.stride(0),
-        len(edges) - 1,
-        channels,
-        taps,
-        reverse,
-        silu,
+        *map(native.pointer, (x, weight, bias, state, edges, y, last)),
+        *(x.stride(0), len(edges) - 1, channels, taps, reverse, silu),
     )
     return y, last
 

@@ -63,7 +63,7 @@ class _NativeMLSTM(torch.autograd.Function):
         lengths: NDArray[np.int64],
         return_state: bool,
         reverse: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, ...]:
         (tokens, heads, qk_dim), v_dim, sequences = q.shape, v.shape[2], len(lengths)
         q, k, v = _rows(q), _rows(k), _rows(v)
         log_input, log_forget = log_input.contiguous(), log_forget.contiguous()
@@ -126,7 +126,8 @@ def _rows(x: Tensor) -> Tensor:
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
     """Inner product over all but the first two axes."""
-    return torch.linalg.vecdot(x.flatten(2), y.flatten(2))
+    product: Tensor = torch.linalg.vecdot(x.flatten(2), y.flatten(2))
+    return product
 
 
 def _layout(lengths: NDArray[np.int64], qk_dim: int, v_dim: int) -> tuple[NDArray[np.int64], int, int]:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from . import native
 
 SAVED = 6  # numbers per token and unit that the backward needs, as in slstm.h
-WIDEST = 16  # numbers in the widest vector of any variant; units are padded to whole vectors
+NONE: tuple[None, ...] = (None,) * 4  # a state that is not there
 
 
 def slstm_native(
@@ -41,19 +41,12 @@ def _forward(
     sequences = len(edges) - 1
     y = native.empty(tokens, heads, head_dim)
     last = [native.empty(sequences, heads, head_dim) for _ in range(4)] if return_state else []
-    saved = native.empty(tokens * heads * SAVED * (-(-head_dim // WIDEST) * WIDEST)) if save else None
+    saved = (
+        native.empty(tokens * heads * SAVED * (-(-head_dim // native.MOST_LANES) * native.MOST_LANES)) if save else None
+    )
     native.function("slstm_forward", "ppp pppp p pppp p iiii")(
-        gates.data_ptr(),
-        recurrent.data_ptr(),
-        edges.data_ptr(),
-        *map(native.pointer, state or [None] * 4),
-        y.data_ptr(),
-        *map(native.pointer, last or [None] * 4),
-        native.pointer(saved),
-        sequences,
-        heads,
-        head_dim,
-        reverse,
+        *map(native.pointer, (gates, recurrent, edges, *(state or NONE), y, *(last or NONE), saved)),
+        *(sequences, heads, head_dim, reverse),
     )
     return y, last, saved
 
@@ -75,24 +68,13 @@ class _SLSTM(torch.autograd.Function):
         edges, recurrent, y, saved, *states = ctx.saved_tensors
         state, last = (states[:4], states[4:]) if ctx.with_state else ([], states)
         tokens, heads, head_dim = y.shape
-        upstream = [None if x is None else x.contiguous() for x in (dy, *(d_last or [None] * 4))]
+        upstream = [None if x is None else x.contiguous() for x in (dy, *(d_last or NONE))]
         d_gates = native.empty(tokens, 4, heads, head_dim)
         d_recurrent = native.empty(*recurrent.shape) if ctx.needs_input_grad[4] else None
         d_state = [native.empty(*part.shape) for part in state]
         native.function("slstm_backward", "pp ppp p pp p p pppp p p pppp iiii")(
-            recurrent.data_ptr(),
-            edges.data_ptr(),
-            *map(native.pointer, state[:3] or [None] * 3),
-            y.data_ptr(),
-            *map(native.pointer, last or [None] * 2),
-            saved.data_ptr(),
-            *map(native.pointer, upstream),
-            d_gates.data_ptr(),
-            native.pointer(d_recurrent),
-            *map(native.pointer, d_state or [None] * 4),
-            len(edges) - 1,
-            heads,
-            head_dim,
-            ctx.reverse,
+            *map(native.pointer, (recurrent, edges, *(state or NONE)[:3], y, *(last or NONE)[:2], saved)),
+            *map(native.pointer, (*upstream, d_gates, d_recurrent, *(d_state or NONE))),
+            *(len(edges) - 1, heads, head_dim, ctx.reverse),
         )
         return None, None, None, d_gates, d_recurrent, *d_state
