@@ -18,8 +18,8 @@ Floor per token and head, chunk length L, only the lower triangle inside a chunk
     backward  L (3 qk_dim + 2 v_dim) + 8 qk_dim v_dim FLOP, twice the bytes and the state of each chunk
     step      6 qk_dim v_dim FLOP and 8 qk_dim v_dim bytes (read C, write C), so it is bound by memory
 
-Reached on two cores of a Zen 4 (peak 214 GFLOP/s in float32; L = 48, 4 heads, qk 64, v 128): see
-``benchmarks/results.md``.
+Reached by ``native`` on two cores of a Zen 4 (214 GFLOP/s in float32; L = 48, 4 heads, qk 64, v 128): 0.61 of it
+forward, 0.55 with the backward; ``benchmarks/results.md`` has the figures. ``triton`` is not timed yet.
 """
 
 from __future__ import annotations
