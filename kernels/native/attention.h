@@ -70,23 +70,6 @@ static Block next_block(const Part *p, Range r, int j) {
     return (Block){size, causal && j > r.i0 ? (j - r.i0) / LANES * LANES : 0, masked};
 }
 
-/* exp of what is not above 0, to within 2 units in the last place; 0 below -87.3, NaN stays NaN. As vec_exp, and half of
-   its work: the exponent stands in the low bits of x / ln 2 + magic, bias included. */
-INLINE vec exp_below(vec x) {
-    const vec magic = all(12582912.0f + 127);
-    vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
-    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    vec p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return choose(x < -87.33654f, (vec){0}, p * (vec)((vec_int)shifted << 23));
-}
-
 /* to[columns][QUERIES] = scale * from[rows][columns], transposed, zeros up to the next full vector. */
 static void turn_in(const float *from, ptrdiff_t from_row, int rows, int columns, float scale, float *to) {
     for (int r = 0; r < rows; r += LANES) {
@@ -183,11 +166,11 @@ static void attend(const Part *p, int begin, float scale, float *work, float *y,
             vec high = m[c / LANES], sum = {0};
             for (int i = 0; i < b.size; i++) high = vec_max(load(s + i * QUERIES + c), high);
             for (int i = 0; i < b.size; i++) {
-                vec weight = exp_below(load(s + i * QUERIES + c) - high);
+                vec weight = vec_exp_below(load(s + i * QUERIES + c) - high);
                 sum += weight;
                 store(s + i * QUERIES + c, weight);
             }
-            vec shrink = exp_below(m[c / LANES] - high);
+            vec shrink = vec_exp_below(m[c / LANES] - high);
             m[c / LANES] = high;
             total[c / LANES] = total[c / LANES] * shrink + sum;
             for (int i = 0; i < v_dim; i++) store(o + i * QUERIES + c, load(o + i * QUERIES + c) * shrink);
@@ -256,8 +239,8 @@ static void attend_one(const Part *p, int shared, int share, float scale, float 
             for (int i = 0; i < size; i += LANES)
                 store(weight + i, dots(p->q + h * a->q_head, k + i * a->k_token, a->k_token, size - i, dim) * scale);
             for (int i = 0; i < size; i++) high = weight[i] > high ? weight[i] : high;
-            float shrink = exp_below(all(old - high))[0], total = inverse[h * step] * shrink;
-            for (int i = 0; i < size; i += LANES) store(weight + i, exp_below(load(weight + i) - high));
+            float shrink = vec_exp_below(all(old - high))[0], total = inverse[h * step] * shrink;
+            for (int i = 0; i < size; i += LANES) store(weight + i, vec_exp_below(load(weight + i) - high));
             for (int i = 0; i < size; i++) total += weight[i];
             for (int c = 0; c < v_dim; c++) out[c] *= shrink;
             add_rows(weight, size, v, a->v_token, v_dim, out);
@@ -388,7 +371,7 @@ static void attend_backward(const Part *p, int begin, float scale, const float *
             vec high = load(m + c), part = load(share + c), mean = load(delta + c);
             for (int row = 0; row < b.size; row++) {
                 float *at = w.p + row * QUERIES + c, *dat = w.dp + row * QUERIES + c;
-                vec weight = exp_below(load(at) - high) * part;
+                vec weight = vec_exp_below(load(at) - high) * part;
                 store(at, weight);
                 store(dat, weight * (load(dat) - mean));
             }

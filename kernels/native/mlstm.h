@@ -68,7 +68,7 @@ INLINE vec decay(const Gates *g, int i, int j) {
     vec exponent = (load(g->u + j) - g->reach[i]) + (load(g->u_rest + j) - g->reach_rest[i]);
     vec_int column;
     for (int p = 0; p < LANES; p++) column[p] = j + p;
-    return choose(column > i, (vec){0}, vec_exp(exponent));
+    return choose(column > i, (vec){0}, vec_exp_below(exponent));
 }
 
 /* S = Q K^T, at and below the diagonal. */

@@ -94,13 +94,26 @@ INLINE vec vec_exp(vec x) {
     return choose(x != x, x, y);
 }
 
-/* exp(-|x|), and exp kept within the range of float32: cheaper than vec_exp, and as accurate. */
-INLINE vec vec_abs(vec x) { return (vec)((vec_int)x & 0x7fffffff); }
-INLINE vec vec_exp_decay(vec x) {
-    vec size = vec_abs(x);
-    vec_int gone = size > 87.33654f;
-    return choose(gone, (vec){0}, vec_exp_inside(choose(gone, (vec){0}, -size)));
+/* exp of what is not above 0, to within 2 units in the last place; 0 below -87.3, NaN stays NaN. As vec_exp, and half of
+   its work: the exponent stands in the low bits of x / ln 2 + magic, bias included. */
+INLINE vec vec_exp_below(vec x) {
+    const vec magic = all(12582912.0f + 127);
+    vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
+    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vec p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return choose(x < -87.33654f, (vec){0}, p * (vec)((vec_int)shifted << 23));
 }
+
+/* exp(-|x|), and exp kept within the range of float32. */
+INLINE vec vec_abs(vec x) { return (vec)((vec_int)x & 0x7fffffff); }
+INLINE vec vec_exp_decay(vec x) { return vec_exp_below(-vec_abs(x)); }
 INLINE vec vec_exp_finite(vec x) {
     x = choose(x > 88.0f, all(88.0f), x); /* comparisons that NaN fails, so that it stays */
     return vec_exp_inside(choose(x < -87.0f, all(-87.0f), x));
