@@ -15,17 +15,18 @@ from processive.training import read_recipe, train
 
 HERE = Path(__file__).parent
 PARTS = ("molecules", "cells", "sequences")
+TOY_MINUTES = 0.25  # of training on a handful of sequences
 
 
-def molecules(out: Path, minutes: float, count: int) -> None:
+def molecules(out: Path, epochs: int | None, count: int) -> None:
     """Pretrain a small Chem-xLSTM on RDKit's NCI molecules, generate new ones, and map the known ones."""
     from rdkit import RDConfig
 
     records = chem.read(Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").checked("skip")
     training = [record.text for record in records.usable]
-    recipe = read_recipe("chem-xlstm", overrides={"training.minutes": minutes})
+    recipe = read_recipe("chem-xlstm", overrides={} if epochs is None else {"training.epochs": epochs})
     tokenizer = chem.make_tokenizer(recipe.tokenizer, records)
-    print(f"\nMolecules: training {recipe.name} on {len(training):,} molecules for {minutes:g} minutes")
+    print(f"\nMolecules: training {recipe.name} on {len(training):,} molecules, {recipe.training.epochs} times")
     train(recipe.build(tokenizer), chem.tokenize(records, tokenizer), recipe.training, out=out / "chem")
 
     model = pv.load(out / "chem")
@@ -61,13 +62,13 @@ def single_cells(out: Path) -> None:
     cells.write_h5ad(out / "cells.h5ad", adata)
 
 
-def sequences(out: Path, minutes: float) -> None:
+def sequences(out: Path) -> None:
     """Score and embed well-known proteins and their genes, with toy models trained on just those few sequences."""
     for name, file in (("protein-encoder", "proteins.fasta"), ("dna-xlstm", "genes.fasta")):
-        recipe = read_recipe(name, overrides={"training.minutes": minutes})
+        recipe = read_recipe(name, overrides={"training.minutes": TOY_MINUTES})
         records = bio.read(HERE / file, alphabet="dna" if name.startswith("dna") else "protein").checked("raise")
         tokenizer = bio.make_tokenizer(recipe.tokenizer, records)
-        print(f"\nSequences: {name} on {file}, {len(records)} records, for {minutes:g} minutes")
+        print(f"\nSequences: {name} on {file}, {len(records)} records, for {60 * TOY_MINUTES:g} seconds")
         train(recipe.build(tokenizer), bio.tokenize(records, tokenizer), recipe.training, out=out / name)
         model = pv.load(out / name)
         scores = bio.score(records, model)
@@ -81,18 +82,18 @@ def main() -> None:
     """Run the parts and say what was written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything that is written")
-    parser.add_argument("--minutes", type=float, default=2.9, help="training time of the molecule model")
+    parser.add_argument("--epochs", type=int, help="passes over the molecules; the recipe's if not given")
     parser.add_argument("--count", type=int, default=1000, help="molecules to generate")
     parser.add_argument("--only", choices=PARTS, action="append", help="run only this part (may be repeated)")
     arguments = parser.parse_args()
     out = arguments.out
     wanted = arguments.only or PARTS
     if "molecules" in wanted:
-        molecules(out, arguments.minutes, arguments.count)
+        molecules(out, arguments.epochs, arguments.count)
     if "cells" in wanted:
         single_cells(out)
     if "sequences" in wanted:
-        sequences(out, arguments.minutes / 12)
+        sequences(out)
     print(f"\nWritten to {out}/:")
     for path in sorted(path for path in out.iterdir() if not path.name.startswith(".")):
         print(f"  {path.name}{'/' if path.is_dir() else ''}")
