@@ -89,7 +89,7 @@ def _backends(kernel_name: str) -> tuple[str, ...]:
 def _missing(backend: str) -> str | None:
     """Why this machine does not have a backend, or None."""
     if backend == "native" and native.variant() is None:
-        return "the native kernels were not built, or PROCESSIVE_NATIVE is off"
+        return "the native kernels were not built or cannot be loaded, or PROCESSIVE_NATIVE is off"
     if backend == "onednn" and not _has_onednn():
         return "this torch has no oneDNN operator for linear maps"
     if backend == "triton" and not _has_triton():

@@ -4,7 +4,7 @@
 
 Floor per token and channel: 4 + 4 maps bytes forward and 12 + 8 maps with the backward, in float32; with blocks of 4,
 8 maps FLOP forward, three times that with the backward. So memory bounds it. Reached on two Zen 4 cores (45 GB/s), q, k
-and v of 3,200 tokens, width 1,024: 0.7 forward, 0.6 backward.
+and v of 3,200 tokens, width 1,024: 24-27 GB/s forward, 13 backward (which reads x and dy once for dx, once for dW).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Floor per token and channel in float32: 16 bytes forward (read h, skip and gate, write out) and 28 more with the
 backward (read those and the gradient, write three gradients). Reached on two Zen 4 cores (45 GB/s), 3,200 tokens, width
-1,024: 0.5 forward, 0.5 backward, the exponentials being the rest.
+1,024: 37-43 GB/s forward, 28-31 backward.
 """
 
 from __future__ import annotations

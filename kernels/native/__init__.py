@@ -32,7 +32,7 @@ def _library() -> ctypes.CDLL | None:
     files = sorted(Path(__file__).parent.glob("_native*.so"))
     try:
         return ctypes.CDLL(str(files[0])) if files else None
-    except OSError:  # built for another machine
+    except OSError:  # built for another machine; ``backends`` then says that there are none
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from processive.errors import ConfigError, ShapeError
-from processive.kernels import available_backends, chosen_backend
+from processive.kernels import available_backends, chosen_backend, native
 from processive.kernels.packing import collect, expect_shape, rounds, running_positions, sequence_lengths, spread
 
 
@@ -45,3 +45,15 @@ def test_spread_and_collect_are_adjoint():
     torch.testing.assert_close((spread(x, slot, 5) * y).sum(), (x * collect(y, slot)).sum())
     assert torch.autograd.gradcheck(lambda x: spread(x, slot, 5), x.requires_grad_())
     assert torch.autograd.gradcheck(lambda y: collect(y, slot), y.requires_grad_())
+
+
+def test_the_native_variant_can_be_named(monkeypatch):
+    """The choice is kept once made; here it is made anew."""
+    monkeypatch.setenv("PROCESSIVE_NATIVE", "off")
+    assert native.variant.__wrapped__() is None
+    monkeypatch.setenv("PROCESSIVE_NATIVE", "sse")
+    with pytest.raises(ConfigError, match=r"PROCESSIVE_NATIVE is 'sse'; here it can be .*off"):
+        native.variant.__wrapped__()
+    if native.variant() is not None:
+        monkeypatch.setenv("PROCESSIVE_NATIVE", "baseline")
+        assert native.variant.__wrapped__() == "baseline"
