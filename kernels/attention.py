@@ -8,9 +8,9 @@ sequences with equal numbers of queries and keys together through scaled_dot_pro
 keys] only for a window, a prefix or cached keys.
 
 Floor per query and head: 4 dim FLOP per visible key forward and 10 dim backward, and 4 (2 dim + 2 dim / queries per
-key) bytes in float32. Native on 2 Zen 4 cores (220 GFLOP/s), best seen: one sequence of 4,096, 8 heads of 64, forward 150 and
-forward+backward 169 GFLOP/s; 512 sequences of 20-120 tokens 60 (memory and half-filled blocks). One query per sequence
-with a long cache: 25 of 30 GB/s.
+key) bytes in float32. Native on 2 Zen 4 cores (220 GFLOP/s), best seen: one sequence of 4,096, 8 heads of 64,
+forward 150 and forward+backward 169 GFLOP/s; 512 sequences of 20-120 tokens 60 (memory and half-filled
+blocks). One query per sequence with a long cache: 25 of 30 GB/s.
 """
 
 from __future__ import annotations
