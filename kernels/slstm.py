@@ -11,8 +11,8 @@ Source: Beck et al. 2024, xLSTM (arXiv:2405.04517), equations 8-18.
 Floor per token and head: 8 head_dim^2 FLOP forward, 24 head_dim^2 with the backward, one step after the other, and
 20 head_dim bytes in float32 (read four gates, write y); R stays in cache. The native backend on two Zen 4 cores (220
 GFLOP/s), best seen, 8 sequences of 1,024, 4 heads of 64: forward 115 GFLOP/s (880,000 tokens/s), half of the floor:
-the gates' functions take a third as long as the products; with the backward 60 GFLOP/s (150,000 tokens/s), a quarter, which
-also writes and reads back 6 numbers per token and unit and writes 4 gradients.
+the gates' functions take a third as long as the products; with the backward 60 GFLOP/s (150,000 tokens/s), a quarter,
+which also writes and reads back 6 numbers per token and unit and writes 4 gradients.
 """
 
 from __future__ import annotations
