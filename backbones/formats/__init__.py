@@ -1,0 +1,1 @@
+"""Foreign checkpoints: one table per format, read both ways."""
