@@ -67,6 +67,7 @@ class TransformerConfig(BackboneConfig):
     post_blocks_norm: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, allowed in (("direction", DIRECTIONS), ("norm", NORMS), ("activation", tuple(ACTIVATIONS))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}.")
@@ -81,7 +82,7 @@ class TransformerConfig(BackboneConfig):
             raise ConfigError(f"Rotary positions turn pairs of channels; a head has {self.head_dim}.")
         if self.window is not None and self.window < 1:
             raise ConfigError(f"window is {self.window}; it must be at least 1.")
-        if self.token_dropout is not None and self.causal:
+        if self.token_dropout is not None and self.direction == "causal":
             raise ConfigError("token_dropout looks at the whole sequence: it needs direction='bidirectional'.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
@@ -89,7 +90,7 @@ class TransformerConfig(BackboneConfig):
     @property
     def causal(self) -> bool:
         """Whether no token sees a later one."""
-        return self.direction == "causal"
+        return self.direction == "causal" and self.complement is None
 
     @property
     def head_dim(self) -> int:
@@ -143,7 +144,7 @@ class TransformerBlock(nn.Module):
         q, k = query_key.split((c.heads, c.kv_heads), dim=1)
         new = None
         if state is None:
-            mixed = attention(q, k, v, cu_seqlens=context.cu_seqlens, causal=c.causal, window=c.window)
+            mixed = attention(q, k, v, cu_seqlens=context.cu_seqlens, causal=c.direction == "causal", window=c.window)
             new = KeyValueCache(k, v, context.cu_seqlens) if return_state else None
         else:
             new = state.append(k, v, context.cu_seqlens)
