@@ -1,8 +1,8 @@
 """The other strand: a batch with the reverse complement of each sequence, and hidden states of both strands as one.
 
-Reverse-complement parameter sharing (Zhou et al. 2022, https://proceedings.mlr.press/v165/zhou22a.html): the same network
-reads both strands, and a token's hidden state holds what it gave on either side. For ``f`` so made, ``f`` of the reverse
-complement is ``f`` with its tokens and its channels in reverse order.
+Reverse-complement parameter sharing (Zhou et al. 2022, https://proceedings.mlr.press/v165/zhou22a.html): the same
+network reads both strands, and a token's hidden state holds what it gave on either. For ``f`` so made, ``f`` of the
+reverse complement is ``f`` with its tokens and its channels in reverse order.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ def backwards(cu_seqlens: Int[Tensor, " boundaries"]) -> Int[Tensor, " tokens"]:
     return firsts_and_lasts - torch.arange(len(firsts_and_lasts), device=cu_seqlens.device)
 
 
+def twice(cu_seqlens: Int[Tensor, " boundaries"]) -> Int[Tensor, " both_boundaries"]:
+    """Return the boundaries of the same sequences twice over."""
+    return torch.cat((cu_seqlens, cu_seqlens[1:] + cu_seqlens[-1]))
+
+
 def both_strands(batch: PackedBatch, complement: tuple[int, ...]) -> PackedBatch:
     """Return the sequences and, behind them, the reverse complement of each, at the same positions."""
     ids = torch.tensor(complement, device=batch.tokens.device)
     other = ids[batch.tokens[backwards(batch.cu_seqlens)]]
     return PackedBatch(
         torch.cat((batch.tokens, other)),
-        torch.cat((batch.cu_seqlens, batch.cu_seqlens[1:] + batch.cu_seqlens[-1])),
+        twice(batch.cu_seqlens),
         torch.cat((batch.positions, batch.positions)),
         {name: torch.cat((value, value)) for name, value in batch.conditions.items()},
     )

@@ -27,8 +27,8 @@ class XLSTMConfig(BackboneConfig):
         heads: heads of every cell.
         blocks: kind of all blocks, or of each. ``"mlstm"``: LayerNorm, up-projection, convolution, block-diagonal q, k,
             v, learnable skip, gated down-projection. ``"slstm"``: LayerNorm, convolution, cell, then a gated GELU.
-            ``"mlstm-7b"``: RMSNorm, plain q, k, v and output gate, soft-capped gates, then a SwiGLU. The norm behind the
-            last block is an RMSNorm where every block is an ``"mlstm-7b"``, and else a LayerNorm.
+            ``"mlstm-7b"``: RMSNorm, plain q, k, v and output gate, soft-capped gates, then a SwiGLU. The norm behind
+            the last block is an RMSNorm where every block is an ``"mlstm-7b"``, and else a LayerNorm.
         direction: ``"causal"``; ``"alternating"``: odd blocks read right to left; ``"bidirectional"``: each cell reads
             both ways with the same weights, and the outputs are summed; ``"tied"`` (DNA-xLSTM): each block, residual
             and feed-forward included, reads both ways with the same weights, and the outputs are summed.
