@@ -401,7 +401,7 @@ def xlstm_rows(machine: Machine, arguments: argparse.Namespace) -> Iterator[Row]
     from backbone_peers import hf_xlstm
 
     width, depth, heads = 768, 12, 4
-    config = XLSTMConfig(VOCABULARY, width, depth, heads=heads, layout="7b")
+    config = XLSTMConfig(VOCABULARY, width, depth, heads=heads, blocks="mlstm-7b")
     model = language_model(config, HeadConfig(soft_cap=30.0))
     narrow = narrowed(model)
     peer: Any = hf_xlstm(model.state_dict(), vocabulary=VOCABULARY, width=width, depth=depth, heads=heads)
@@ -503,7 +503,9 @@ def main() -> None:
     keep_freed_memory()
     print(describe("fair-esm", "transformers", "xlstm", "numpy"))
     machine = measure()
-    peaks = ", ".join(f"{str(dtype).split('.')[1]} {flop / 1e9:.0f} GFLOP/s" for dtype, flop in machine.products.items())
+    peaks = ", ".join(
+        f"{str(dtype).split('.')[1]} {flop / 1e9:.0f} GFLOP/s" for dtype, flop in machine.products.items()
+    )
     print(f"Measured: reading {machine.reading / 1e9:.1f} GB/s, products {peaks}.")
     backends = [f"{kernel} {chosen_backend(kernel)}" for kernel in ("mlstm", "attention", "linear", "decoding")]
     print(f"Backends in float32: {', '.join(backends)}.\n")
