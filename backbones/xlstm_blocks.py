@@ -215,6 +215,7 @@ class CappedMLSTMBlock(nn.Module):
         width, heads, qk = config.width, config.heads, config.qk_width
         eps, offset = config.eps("mlstm-7b"), config.norm_offset
         self.heads, self.cap = heads, config.gate_cap
+        self.decoding: Any = None  # what decoding.py knows of the parameters below
         self.reverses, self.tied = config.reverses(index), config.direction == "tied"
         self.parts = (qk, qk, width, width)
         self.norm = make_norm("rms", width, eps, offset=offset)

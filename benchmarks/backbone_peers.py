@@ -1,4 +1,4 @@
-"""Other people's networks with our weights, for benchmarks/backbones.py: fair-esm, and transformers' Esm, Llama, xLSTM."""
+"""Peers' networks with our weights, for benchmarks/backbones.py: fair-esm's, and transformers' Esm, Llama, xLSTM."""
 
 from __future__ import annotations
 

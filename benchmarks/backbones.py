@@ -5,8 +5,8 @@
     python benchmarks/backbones.py proteins.fasta esm --share 0.1   # a tenth of the proteins' batches
 
 Peers: fair-esm with its own batching, and transformers. Prints a Markdown table for benchmarks/results.md, and says on
-stderr what it is doing. A ratio is the peer's time by ours, so more is better, except where the bar says "at most". Each
-peer's output is compared with ours before it is timed.
+stderr what it is doing. A ratio is the peer's time by ours, so more is better, except where the bar says "at most". The
+outputs of each peer are compared with ours before it is timed.
 
 Beside a ratio stands our floor: what the machine, as measured in the same run, could do at most. Decoding reads every
 weight and every sequence's cache or memory once per token; the rest is bound by floating-point operations. The share is
@@ -59,7 +59,8 @@ class Row(NamedTuple):
             met = "yes" if (self.ratio <= self.bar if self.at_most else self.ratio >= self.bar) else "no"
         bar = "" if self.bar is None else f"{'at most ' if self.at_most else ''}{self.bar:g}"
         share = "" if self.share is None else f"{self.share:.2f}"
-        return f"| {self.name} | {self.ours} | {self.peer} | **{self.ratio:.2f}** | {bar} | {met} | {self.floor} | {share} |"
+        cells = (self.name, self.ours, self.peer, f"**{self.ratio:.2f}**", bar, met, self.floor, share)
+        return f"| {' | '.join(cells)} |"
 
 
 class Machine(NamedTuple):
@@ -366,7 +367,7 @@ def llama_rows(machine: Machine, arguments: argparse.Namespace) -> Iterator[Row]
                 )  # fmt: skip
 
             took = seconds(generate) / steps
-            own.crop(PROMPT)
+            own.crop(PROMPT - own.get_seq_length())
             return took
 
         return call
@@ -393,7 +394,8 @@ def llama_rows(machine: Machine, arguments: argparse.Namespace) -> Iterator[Row]
             least = machine.floor(flop=flop, read=weights_read(m) + cached, dtype=torch.float32)
             yield Row(
                 f"{name}, decoding after {PROMPT:,}, batch {sequences}, {kind}, beside generate in float32",
-                rate(mine / sequences), rate(peers / sequences), peers / mine, limit, rate(least / sequences), least / mine,
+                rate(mine / sequences), rate(peers / sequences), peers / mine, limit,
+                rate(least / sequences), least / mine,
             )  # fmt: skip
 
 
@@ -471,7 +473,8 @@ def xlstm_rows(machine: Machine, arguments: argparse.Namespace) -> Iterator[Row]
             least = machine.floor(flop=flop, read=weights_read(m) + states, dtype=torch.float32)
             yield Row(
                 f"{name}, decoding after {PROMPT:,}, batch {sequences}, {kind}, beside float32",
-                rate(mine / sequences), rate(peers / sequences), peers / mine, bar, rate(least / sequences), least / mine,
+                rate(mine / sequences), rate(peers / sequences), peers / mine, bar,
+                rate(least / sequences), least / mine,
             )  # fmt: skip
     if "flat" in arguments.parts:
         with torch.inference_mode():

@@ -13,3 +13,4 @@
 #include "rows.h"
 #include "slstm.h"
 #include "step.h"
+#include "capped_step.h" /* after step.h, whose cell it has */
