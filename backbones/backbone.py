@@ -80,7 +80,7 @@ class Backbone(nn.Module, ABC):
         small_init_(self.embedding.weight, config.width)
 
     @abstractmethod
-    def context(self, batch: PackedBatch, state: BackboneState | None) -> Any:
+    def context(self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False) -> Any:
         """Return what every block needs to know of the batch."""
 
     def with_memory(self, context: Any, memory: Memory) -> Any:
@@ -125,7 +125,7 @@ class Backbone(nn.Module, ABC):
             raise ConfigError(
                 "A state is given away (reuse_state) only where no gradient is recorded: torch.no_grad()."
             )
-        context = self.context(batch, state)
+        context = self.context(batch, state, reuse_state=reuse_state)
         if memory is not None:
             context = self.with_memory(context, memory)
         x = self.embed(batch)

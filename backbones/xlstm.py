@@ -359,6 +359,8 @@ class XLSTM(Backbone):
         kind = "layer" if config.layout == "neurips" else "rms"
         self.norm = make_norm(kind, config.width, config.eps) if config.post_blocks_norm else nn.Identity()
 
-    def context(self, batch: PackedBatch, state: BackboneState | None) -> Int[Tensor, " boundaries"]:
+    def context(
+        self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False
+    ) -> Int[Tensor, " boundaries"]:
         """Return the sequence boundaries: order is all that an xLSTM knows of positions."""
         return batch.cu_seqlens
