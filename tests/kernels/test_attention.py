@@ -96,9 +96,9 @@ def test_room_behind_the_keys_is_not_read(backend, queries, keys, options, cu, g
         spaced = torch.cat([torch.cat((part, part.new_full((n, *x.shape[1:]), torch.nan))) for part, n in parts])
         return spaced.requires_grad_()
 
-    rows = torch.cat([torch.arange(n) + first for n, first in zip(keys, cu([a + b for a, b in zip(keys, room)]))])
-    spaced = [q, with_room(k), with_room(v)]
     edges = cu([a + b for a, b in zip(keys, room, strict=True)])
+    rows = torch.cat([torch.arange(n) + first for n, first in zip(keys, edges[:-1], strict=True)])
+    spaced = [q, with_room(k), with_room(v)]
     y = attention(
         *spaced, cu_seqlens=cu(queries), cu_seqlens_k=edges, lengths_k=torch.tensor(keys), backend=backend, **options
     )
