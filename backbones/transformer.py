@@ -111,7 +111,7 @@ class TransformerBlock(nn.Module):
             cu_seqlens=context.cu_seqlens,
             cu_seqlens_k=seen.cu_seqlens,
             lengths_k=seen.lengths,
-            causal=c.streams,
+            causal=c.direction != "bidirectional",
             window=c.window,
             prefix=context.prefix,
         )
