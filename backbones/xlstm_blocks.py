@@ -84,9 +84,7 @@ class MLSTMBlock(nn.Module):
         if not self.tied:
             dropped = self.training and self.dropout.p
             return x + self.dropout(self.down(mixed)) if dropped else added(self.down, mixed, x), new
-        out = self.down(
-            mixed
-        )  # behind the cells all is linear: the block twice is what they sum to, and twice the rest
+        out = self.down(mixed)  # behind the cells all is linear: only the residual and the bias come twice
         return 2 * x + self.dropout(out if self.down.bias is None else out + self.down.bias), new
 
     def _read(

@@ -33,6 +33,8 @@ CONFIGS = {
         feed_forward_width=37,
         norm_eps=1e-3,
     ),
+    "norms stored minus one": XLSTMConfig(V, 32, 2, heads=2, norm_offset=True),
+    "layer-wise": XLSTMConfig(V, 24, 3, heads=2, expansion=(1, 5, 2)),
     "mixed": XLSTMConfig(V, 32, 3, heads=4, blocks=("mlstm", "slstm", "mlstm")),
 }
 needs_native = pytest.mark.skipif(chosen_backend("decoding") == "torch", reason="the native kernels are not there")
