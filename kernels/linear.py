@@ -160,16 +160,16 @@ def _strided(x: Tensor) -> Tensor:
 def _native_product(
     a: Tensor, b: Tensor, bias: Tensor | None, bf16: bool, *, gelu: bool = False, residual: Tensor | None = None
 ) -> Tensor:
-    """``act(a b^T + bias) + residual``; ``a`` and ``b`` may be transposed views, ``b`` bfloat16 with rows of pairs."""
+    """``act(a b^T + bias) + residual``; ``a`` and ``b`` may be transposed views, or bfloat16 with rows of pairs."""
     (m, k), n = a.shape, len(b)
-    c, narrow = native.empty(m, n), b.dtype == torch.bfloat16
+    c, narrow = native.empty(m, n), (a.dtype == torch.bfloat16, b.dtype == torch.bfloat16)
     bias = None if bias is None else bias.contiguous()
     if residual is not None and residual.stride(1) != 1:
         residual = residual.contiguous()
     product = native.function("matrix_product", "iii pii piii pi ppii", "bfloat16" if bf16 else None)
     product(
-        *(m, n, k, a.data_ptr(), *a.stride()),
-        *(b.data_ptr(), b.stride(1), b.stride(0) // 2 if narrow else b.stride(0), narrow),
+        *(m, n, k, a.data_ptr(), a.stride(0) >> narrow[0], a.stride(1)),
+        *(b.data_ptr(), b.stride(1), b.stride(0) >> narrow[1], narrow[0] + 2 * narrow[1]),
         *(c.data_ptr(), n, native.pointer(bias), native.pointer(residual)),
         *(0 if residual is None else residual.stride(0), gelu),
     )
