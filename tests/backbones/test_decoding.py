@@ -34,6 +34,9 @@ CONFIGS = {
         norm_eps=1e-3,
     ),
     "norms stored minus one": XLSTMConfig(V, 32, 2, heads=2, norm_offset=True),
+    "rotary over the width": XLSTMConfig(V, 32, 2, heads=4, rotary="width", norm_offset=True),
+    "rotary of each head": XLSTMConfig(V, 24, 2, heads=2, rotary="head", rotary_base=9.0, bias=True),
+    "rotary, one head": XLSTMConfig(V, 24, 2, heads=1, rotary="head", projection_block=1),
     "layer-wise": XLSTMConfig(V, 24, 3, heads=2, expansion=(1, 5, 2)),
     "mixed": XLSTMConfig(V, 32, 3, heads=4, blocks=("mlstm", "slstm", "mlstm")),
 }
