@@ -48,8 +48,11 @@ def apply_linear(
     On a CPU autocast to bfloat16 means bfloat16 operands and float32 results.
     """
     autocast = torch.is_autocast_enabled(x.device.type)
-    if x.is_cpu and not autocast and len(x) > FEW and weight.dtype in (x.dtype, torch.bfloat16):
-        return fused_linear(x, weight, bias, activation=activation, residual=residual)
+    if x.is_cpu and not autocast and weight.dtype in (x.dtype, torch.bfloat16):
+        if len(x) > FEW:
+            return fused_linear(x, weight, bias, activation=activation, residual=residual)
+        if activation is None and not torch.is_grad_enabled():
+            return linear_rows(x, weight, bias, residual=residual)
     y = _mapped(x, weight, bias, autocast=autocast)
     y = y if activation is None else apply_activation(y, activation)
     return y if residual is None else residual + y
