@@ -26,6 +26,7 @@ from .activation import activation as apply_activation
 from .backends import available_backends, choose_backend
 from .packing import expect_shape
 
+SOME_TOKENS = 32  # up to so many a bfloat16 weight is read once and never packed
 FEW_TOKENS = 128  # fewer: packing the weights costs more than it saves
 
 
@@ -97,11 +98,16 @@ def fused_linear(
     others = [x, *(t for t in (bias, residual) if t is not None)]
     fits = all(t.dtype == torch.float32 for t in others) and (narrow or weight.dtype == torch.float32)
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (weight, *others))
-    served = not recorded and len(x) >= FEW_TOKENS and choose_backend("linear", "auto", x.device, operands) == "native"
-    if served and fits and weight.numel() and not (narrow and (weight.shape[1] % 2 or not weight.is_contiguous())):
+    served = not recorded and fits and choose_backend("linear", "auto", x.device, operands) == "native"
+    paired = not narrow or (weight.shape[1] % 2 == 0 and weight.is_contiguous())
+    if served and paired and weight.numel() and len(x) >= FEW_TOKENS:
         bf16 = operands == torch.bfloat16
         return _native_product(_strided(x), _strided(weight), bias, bf16, gelu=activation == "gelu", residual=residual)
-    if narrow:
+    if served and paired and narrow and weight.numel() and 0 < len(x) <= SOME_TOKENS:
+        y = _some_rows(x, weight, bias, residual if activation is None else None)
+        if activation is None:
+            return y
+    elif narrow:
         with torch.autocast(x.device.type, enabled=False):
             y = F.linear(x.bfloat16(), weight).float()
         y = y if bias is None else y + bias
@@ -109,6 +115,16 @@ def fused_linear(
         y = linear(x, weight, bias, precision=precision)
     y = y if activation is None else apply_activation(y, activation)
     return y if residual is None else y + residual
+
+
+def _some_rows(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """``x W^T + bias + residual`` for some rows and a bfloat16 ``W`` of whole pairs, which is not packed."""
+    (rows, inputs), outputs = x.shape, len(weight)
+    y = native.empty(rows, outputs)
+    tensors = [None if t is None else t.contiguous() for t in (x, weight, bias, residual)]
+    call = native.function("linear_some", "ppppp iiii", "bfloat16")
+    call(*map(native.pointer, tensors), y.data_ptr(), rows, inputs, outputs, torch.get_num_threads())
+    return y
 
 
 def _expect(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

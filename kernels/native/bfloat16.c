@@ -28,6 +28,7 @@ INLINE vec upper_halves(vec_int low, vec_int high) {
 }
 
 #include "linear.h"
+#include "some_rows.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
