@@ -7,8 +7,8 @@ Without ``--train`` it uses RDKit's NCI molecules, the demo's data. Each model t
 samples ``--count`` molecules at temperature 1 without constraints. Printed: parameters, tokens seen, valid, unique (of
 valid), novel (of unique), and, with ``--test``, the Frechet ChemNet distance to it (fcd_torch; less is better).
 
-With ``--tokens-per-second`` a run is as long as ``--minutes`` at that speed would make it, counted in tokens: measure the
-speeds by a short run on a quiet machine, and the long one may then share it.
+With ``--tokens-per-second`` a run is as long as ``--minutes`` at that speed would make it, counted in tokens: measure
+the speeds by a short run on a quiet machine, and the long one may then share it.
 """
 
 from __future__ import annotations
