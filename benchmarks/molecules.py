@@ -140,7 +140,9 @@ def main() -> None:
     parser.add_argument("--size", default="tiny", help="size of the recipe: tiny, or small for 1.6 million parameters")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe to change")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, help="folder for the designs and the numbers")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the designs, the numbers and the run, which goes on if stopped"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.train is None:
@@ -189,10 +191,10 @@ def main() -> None:
                 count=arguments.count,
             )
         else:
+            config = in_tokens(recipe.training, sequences, most[name])
             with tempfile.TemporaryDirectory() as folder:
-                metrics = train(
-                    ours, sequences, in_tokens(recipe.training, sequences, most[name]), out=Path(folder) / "run"
-                )
+                run = Path(arguments.out or folder) / "run"
+                metrics = train(ours, sequences, config, out=run, resume=True)
             seen, parameters = metrics["tokens"], ours.parameters_count
             designs = inference.generate(ours, arguments.count, max_length=256, seed=0)
         report = chem.report(designs, training)
