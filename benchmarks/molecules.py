@@ -14,6 +14,7 @@ the speeds by a short run on a quiet machine, and the long one may then share it
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -26,6 +27,7 @@ import torch
 from machine import describe
 from numpy.typing import NDArray
 from processive import chem, inference
+from processive.sequences import replacing
 from processive.training import TrainingConfig, read_recipe, train
 from processive.training.data import epoch_batches
 from torch import Tensor, nn
@@ -70,18 +72,36 @@ def length_sorted_batches(lengths: NDArray[np.int64], rng: np.random.Generator) 
 
 
 def train_lstm(
-    sequences: Sequence[NDArray[np.int32]], vocabulary: int, pad: int, width: int, *, minutes: float, most: int | None
+    sequences: Sequence[NDArray[np.int32]],
+    vocabulary: int,
+    pad: int,
+    width: int,
+    *,
+    minutes: float,
+    most: int | None,
+    standing: Path | None,
 ) -> tuple[PlainLSTM, int]:
-    """Train for ``minutes`` or ``most`` tokens with AdamW, warm-up and cosine; return the model and the tokens."""
+    """Train for ``minutes`` or ``most`` tokens with AdamW, warm-up and cosine; return the model and the tokens.
+
+    A run counted in tokens leaves where it stands in ``standing`` after each epoch, and goes on from there.
+    """
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
     model = PlainLSTM(vocabulary, width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LSTM_RATE, weight_decay=0.01)
     tensors = [torch.from_numpy(sequence.astype(np.int64)) for sequence in sequences]
     lengths = np.array([len(sequence) for sequence in sequences])
-    began, tokens, step = time.monotonic(), 0, 0
-    while True:
-        for batch in length_sorted_batches(lengths, rng):
+    began, tokens, step, first = time.monotonic(), 0, 0, 0
+    if most is not None and standing is not None and standing.exists():
+        found = torch.load(standing, weights_only=True)
+        model.load_state_dict(found["model"])
+        optimizer.load_state_dict(found["optimizer"])
+        tokens, step, first = found["tokens"], found["step"], found["epoch"]
+    for epoch in itertools.count(first):
+        if most is not None and standing is not None:
+            states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            with replacing(standing) as file:
+                torch.save({**states, "tokens": tokens, "step": step, "epoch": epoch}, file)
+        for batch in length_sorted_batches(lengths, np.random.default_rng([0, epoch])):
             done = (time.monotonic() - began) / (60 * minutes) if most is None else tokens / most
             if done >= 1:
                 return model.eval(), tokens
@@ -99,6 +119,7 @@ def train_lstm(
             step += 1
             if step % 200 == 0:
                 print(f"  lstm: {done:.0%}, step {step}, loss {loss.item():.3f}", flush=True)
+    raise AssertionError  # there is always another epoch
 
 
 def in_tokens(config: TrainingConfig, sequences: Sequence[NDArray[np.int32]], most: int | None) -> TrainingConfig:
@@ -181,6 +202,7 @@ def main() -> None:
                 width,
                 minutes=arguments.minutes,
                 most=most["lstm"],
+                standing=arguments.out and arguments.out / "lstm.pt",
             )
             parameters = sum(p.numel() for p in model.parameters())
             designs = sample_lstm(
