@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError, ShapeError
 from ..kernels import attention, rotary
+from ..kernels.packing import gate_dtype
 from ..sequences import PackedBatch
 from .backbone import Backbone, Memory
 from .layers import FeedForward, linear_in, linear_out, make_norm, small_init_
@@ -184,7 +185,7 @@ class Transformer(Backbone):
         """ESM-2's token dropout: mask tokens are zero, and the others make up for it."""
         masked = batch.tokens == self.config.token_dropout
         counts = F.pad(masked.cumsum(0), (1, 0))[batch.cu_seqlens].diff()
-        kept = 1 - counts / batch.lengths.clamp(min=1)
+        kept = 1 - counts.to(gate_dtype(x.dtype)) / batch.lengths.clamp(min=1)
         scale = (1 - EXPECTED_MASKED) / kept.clamp(min=1e-6)  # nothing kept: every embedding is zero, any scale will do
         scale = torch.where(masked, 0.0, scale[batch.sequence_ids])
         return x * scale[:, None].to(x.dtype)
