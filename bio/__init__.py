@@ -3,7 +3,7 @@
 from .graph import contact_graph
 from .readers import read, write_fasta
 from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
-from .tasks import embed, generate, make_tokenizer, score, tokenize
+from .tasks import embed, generate, logits, make_tokenizer, score, tokenize
 from .tokenizer import DNATokenizer, KmerTokenizer, ProteinTokenizer
 from .variants import all_single_variants, apply_variant, parse_variant, score_variants
 
@@ -19,6 +19,7 @@ __all__ = [
     "embed",
     "generate",
     "guess_alphabet",
+    "logits",
     "make_tokenizer",
     "parse_variant",
     "read",
