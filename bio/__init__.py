@@ -1,5 +1,6 @@
 """DNA and proteins: tokenizers, FASTA, the other strand, variant effects, and the verbs."""
 
+from .contacts import contacts
 from .graph import contact_graph
 from .readers import read, write_fasta
 from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
@@ -16,6 +17,7 @@ __all__ = [
     "all_single_variants",
     "apply_variant",
     "contact_graph",
+    "contacts",
     "embed",
     "generate",
     "guess_alphabet",
