@@ -1,8 +1,10 @@
 """ESM-2, ESM-C and Nucleotide Transformer beside the packages they come from (random weights, real sequences)."""
 
 import json
+import shutil
 from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 
 import processive as pv
 import pytest
@@ -161,6 +163,51 @@ def test_half_precision_files_keep_their_dtype(fair, tmp_path):
     with torch.serialization.safe_globals([Namespace]):
         state = torch.load(tmp_path / "out" / "esm2.pt")["model"]
     assert {tensor.dtype for tensor in state.values()} == {torch.float16}
+
+
+def test_fair_esm_names_are_read_from_its_cache(fair, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    theirs = fair_model(fair)
+    fair_save(theirs, cache, name="esm2_t6_8M_UR50D")
+
+    def offline(url, *arguments, **options):
+        raise OSError(f"no route to {url}")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    ours = pv.load("esm2_t6_8M_UR50D")
+    assert (ours.name, ours.card.licence) == ("esm2_t6_8M_UR50D", "MIT")
+    batch = masked_batch(ours, PROTEINS)
+    assert_equal_outputs(ours, batch, *fair_run(theirs, batch), 1e-4)
+    assert ours.contacts is not None
+    with pytest.raises(InputError, match=r"esm2_t48_15B_UR50D\.pt: .*not in the cache.*fair-esm/models/esm2_t48_15B"):
+        pv.load("esm2_t48_15B_UR50D")
+    (cache / "esm2_t6_8M_UR50D-contact-regression.pt").unlink()
+    with pytest.raises(InputError, match="regression/esm2_t6_8M_UR50D-contact-regression"):
+        pv.load("esm2_t6_8M_UR50D")
+
+
+def test_fair_esm_names_are_downloaded_once(fair, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    fair_save(fair_model(fair), tmp_path, name="esm2_t6_8M_UR50D")
+    asked = []
+
+    def download(url, target, **options):
+        asked.append(url)
+        shutil.copy(tmp_path / Path(target).name, target)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert all(pv.load("esm2_t6_8M_UR50D").contacts is not None for _ in range(2))
+    start = "https://dl.fbaipublicfiles.com/fair-esm/"
+    name = "esm2_t6_8M_UR50D"
+    assert asked == [f"{start}models/{name}.pt", f"{start}regression/{name}-contact-regression.pt"]
+
+
+def test_fair_esm_names_are_its_own(fair):
+    from processive.models.published import FAIR_ESM
+
+    assert set(FAIR_ESM) == {name for name in vars(fair.pretrained) if name.startswith("esm2_t")}
 
 
 # transformers
