@@ -139,7 +139,7 @@ class TransformerBlock(nn.Module):
         k = k.repeat_interleave(c.heads // c.kv_heads, dim=1)
         lengths = context.cu_seqlens.diff().tolist()
         maps = []
-        for one, other in zip(q.split(lengths), k.split(lengths), strict=True):
+        for one, other in zip(torch.split(q, lengths), torch.split(k, lengths), strict=True):
             products = torch.einsum("qhd,khd->hqk", one * c.head_dim**-0.5, other)
             maps.append(products.softmax(2, dtype=gate_dtype(products.dtype)))
         return maps

@@ -207,14 +207,15 @@ class KmerTokenizer:
                 position from 1.
         """
         codes = _dna_codes(record, self._table).astype(np.int32)
-        whole = len(codes) // self.k * self.k
-        if self.tail == "refuse" and whole < len(codes):
+        unknown = codes == _ORDER.index("N")
+        first = int(np.flatnonzero(unknown)[-1]) + 1 if unknown.any() and self.layout != "generator" else 0
+        short = (len(codes) - first) % self.k
+        if self.tail == "refuse" and short:
             raise InputError(
-                f"{len(codes)} bases are no multiple of {self.k}; the last {len(codes) - whole} make no {self.k}-mer.",
-                position=whole + 1,
+                f"{len(codes) - first} bases are no multiple of {self.k}; the last {short} make no {self.k}-mer.",
+                position=len(codes) - short + 1,
                 hint="Cut the sequence, or make the tokenizer with tail='single'.",
             )
-        unknown = codes == _ORDER.index("N")
         if self.n == "refuse" and unknown.any():
             position = int(unknown.argmax()) + 1
             raise InputError(
