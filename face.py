@@ -83,15 +83,16 @@ class Model(LanguageModel):
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Model:
-    """Read a model from the folder that ``save`` wrote.
+    """Read a model from the folder that ``save`` wrote, or from the Hugging Face hub.
 
     Args:
-        path: the folder.
+        path: the folder, or ``"hf://owner/name"`` or ``"hf://owner/name@revision"``.
         device: where the weights go.
         dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
             maps alone, and everything else is float32: see ``models.load``.
 
     Raises:
         InputError: the folder does not hold a whole language model; the sentence says what is wrong.
+        MissingExtra: a model of the hub needs the extra ``hub``.
     """
     return models.load(path, device=device, dtype=dtype, cls=Model)

@@ -22,6 +22,7 @@ from ..errors import ConfigError, InputError
 from ..sequences import check_file, replacing, tokenizer_from_dict, tokenizer_to_dict
 from .card import ModelCard, card_text, installed_versions
 from .head import Head, HeadConfig
+from .hub import fetch, hub_name
 from .language_model import LanguageModel
 
 FORMAT = 1
@@ -68,7 +69,7 @@ def load(
     """Read a model from a folder, in evaluation mode.
 
     Args:
-        folder: what ``LanguageModel.save`` wrote.
+        folder: what ``LanguageModel.save`` wrote, or ``hf://owner/name`` (see ``models.hub``).
         device: where the weights go.
         dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
             maps alone, nearly all of a model: embeddings, norms, gates, activations and states are float32, in contrast
@@ -78,7 +79,11 @@ def load(
     Raises:
         InputError: a file is missing or damaged, of another format or kind, or a tensor is missing, extra or misshapen.
         ConfigError: the tokenizer is of a package that is not installed.
+        MissingExtra: the model is on the hub, and huggingface_hub is not installed.
     """
+    named = hub_name(folder)
+    if named is not None:
+        folder, named = fetch(named)
     config_file = check_file(_folder(folder) / CONFIG)
     config = read_config(config_file)
     tokenizer = tokenizer_from_dict(config["tokenizer"])
@@ -96,6 +101,8 @@ def load(
     narrow = _matrices(model) if dtype is not None and dtype.itemsize < torch.float32.itemsize else None
     tensors = read_weights(config_file.parent / WEIGHTS, model.state_dict(), device=device, dtype=dtype, narrow=narrow)
     model.load_state_dict(tensors, assign=True)
+    if named is not None:
+        model.card.source = str(named)
     return model.eval()
 
 
