@@ -10,7 +10,6 @@ is huggingface_hub's own, so what another library has fetched is not fetched aga
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import InputError, needs
+from .weights import find_weights
 
 PREFIX = re.compile(r"hf:[/\\]{1,2}")  # a Path has joined the two slashes
 NAME = re.compile(r"(?P<repository>[\w.-]+(/[\w.-]+)?)(?P<folder>(/[\w.-]+)*)(@(?P<revision>[\w./+-]+))?", re.ASCII)
@@ -109,8 +109,8 @@ def fetch(name: HubName) -> tuple[Path, HubName]:
         from huggingface_hub import utils
 
     snapshot = cached(name)
-    whole = snapshot is not None and missing(snapshot.path / name.folder) is None
-    if snapshot is not None and whole and COMMIT.fullmatch(name.revision):
+    usable = snapshot is not None and whole(snapshot.path / name.folder)
+    if snapshot is not None and usable and COMMIT.fullmatch(name.revision):
         return snapshot.path / name.folder, name  # a commit does not change: there is nothing to ask
     try:
         # Not list_repo_files, which tries again for half a minute where there is no network.
@@ -123,7 +123,7 @@ def fetch(name: HubName) -> tuple[Path, HubName]:
     except InputError as error:
         raise InputError(f"{name}: {error.reason}", hint=error.hint) from None
     except Exception as error:  # of the network, the server, the disk or offline mode: versions differ in the classes
-        if snapshot is not None and whole:
+        if snapshot is not None and usable:
             return snapshot.path / name.folder, name.at(snapshot.name.revision)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         kept = "no such model" if snapshot is None else "only part of it"
@@ -154,14 +154,19 @@ def refuse(name: HubName, error: Exception) -> NoReturn:
 def needed(files: Collection[str], folder: str = "") -> list[str]:
     """Return those files of a folder that a model is made of: safetensors where there are some, else other weights.
 
+    ``folder`` may name one file of weights, where there are several.
+
     Raises:
         InputError: there are no weights among them.
     """
+    one = folder.rpartition("/")[2] if folder in files else None
+    folder = folder.rpartition("/")[0] if one else folder
     prefix = f"{folder}/" if folder else ""
     files = sorted(file for file in files if not _fits(file.rsplit("/", 1)[-1], OF_TRAINING))
     here = [file[len(prefix) :] for file in files if file.startswith(prefix)]
     here = [file for file in here if "/" not in file]
-    weights = next((found for kinds in WEIGHTS if (found := [file for file in here if _fits(file, kinds)])), None)
+    kinds_in_turn = ((one, f"{one.rpartition('.')[0]}-*"),) if one else WEIGHTS  # with what fair-esm keeps beside it
+    weights = next((found for kinds in kinds_in_turn if (found := [file for file in here if _fits(file, kinds)])), None)
     if weights is None:
         folders = sorted({file.rpartition("/")[0] for file in files if _fits(file, WEIGHTS[1] + WEIGHTS[3])} - {""})
         raise InputError(
@@ -172,20 +177,24 @@ def needed(files: Collection[str], folder: str = "") -> list[str]:
     return found + [CARD] * (CARD in files and CARD not in found)
 
 
-def missing(folder: Path) -> str | None:
-    """Return what a folder lacks to be a model; None if it seems whole."""
-    names = [path.name for path in folder.iterdir() if path.exists()] if folder.is_dir() else []
+def whole(path: Path) -> bool:
+    """Tell whether all files of weights are there that a place in the cache should have."""
+    if not path.exists():
+        return False
     try:
-        files = needed(names)
+        files = find_weights(path)
     except InputError:
-        return "weights"
-    for index in (name for name in files if name.endswith(".index.json")):
-        shards = json.loads((folder / index).read_text(encoding="utf-8")).get("weight_map", {}).values()
-        kept = index.endswith(".safetensors.index.json") or not any(name.endswith(".safetensors") for name in files)
-        absent = sorted(set(shards) - set(names)) if kept else []
-        if absent:
-            return absent[0]
-    return None
+        return True  # it is not for the cache to say what is wrong
+    return bool(files) and all(file.is_file() for file in files)
+
+
+def licence(folder: Path) -> str:
+    """Return the licence that the model card of a folder declares, "" for none."""
+    card = folder / CARD
+    head = card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0] if card.is_file() else ""
+    named = [re.search(rf"^{key}:[ \t]*(\S.*)$", head, re.MULTILINE) for key in ("license_name", "license")]
+    found = next((match[1].strip().strip("\"'") for match in named if match), "")
+    return found if head.startswith("---") else ""
 
 
 def cache_folder() -> Path:

@@ -17,7 +17,7 @@ from processive import models
 from processive.backbones import XLSTMConfig
 from processive.errors import InputError, MissingExtra
 from processive.models import LanguageModel, hub
-from processive.models.hub import HubName, fetch, hub_name, missing, needed
+from processive.models.hub import HubName, fetch, hub_name, licence, needed, whole
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -159,6 +159,8 @@ def test_only_what_a_model_is_made_of():
     assert bins == ["config.json", "pytorch_model.bin"]
     assert needed(["esm.pt", "a.txt"]) == ["a.txt", "esm.pt"]
     assert needed(["README.md", "data/w.pth", "data/c.json"], "data") == ["data/c.json", "data/w.pth", "README.md"]
+    fair = ["b/esm2.pt", "b/esm2-contact-regression.pt", "b/other.pt", "b/a.json"]
+    assert needed(fair, "b/esm2.pt") == ["b/a.json", "b/esm2-contact-regression.pt", "b/esm2.pt"]
     with pytest.raises(InputError, match=r"no weights at its top\. There are some in data, data/b"):
         needed(["README.md", "data/w.pth", "data/b/model.safetensors"])
     with pytest.raises(InputError, match=r"no weights at its top\.$"):
@@ -169,10 +171,22 @@ def test_a_missing_shard_is_noticed(tmp_path):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"x")
-    assert missing(tmp_path) == "model-00002-of-00002.safetensors"
+    assert not whole(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"x")
-    assert missing(tmp_path) is None
-    assert missing(tmp_path / "nowhere") == "weights"
+    assert whole(tmp_path)
+    assert not whole(tmp_path / "nowhere")
+
+
+def test_licence(tmp_path):
+    assert licence(tmp_path) == ""
+    for text, found in {
+        "---\ntags: [a]\nlicense: mit\n---\nlicense: gpl\n": "mit",
+        "---\nlicense: other\nlicense_name: 'cambrian-non-commercial'\n---\n": "cambrian-non-commercial",
+        "---\ntags: []\n---\nlicense: gpl\n": "",
+        "license: gpl\n": "",
+    }.items():
+        (tmp_path / "README.md").write_text(text)
+        assert licence(tmp_path) == found
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
