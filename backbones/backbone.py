@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,6 +16,7 @@ from ..sequences import PackedBatch
 from .decoding import decode, decodes
 from .layers import small_init_
 from .state import BackboneState
+from .strands import both_strands, joined_strands, twice
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class BackboneConfig(ABC):
         vocabulary_size: rows of the embedding; may be padded beyond the tokens there are.
         width: channels of the residual stream.
         depth: number of blocks.
+        complement: id of the complement of each token id, its own where it has none, for reverse-complement parameter
+            sharing: the network reads each sequence and its reverse complement, and hidden states have twice the width,
+            ``[h(x); h(rc x), tokens and channels in reverse order]``. Such a network is not causal.
     """
 
     family: ClassVar[str]
@@ -34,11 +38,44 @@ class BackboneConfig(ABC):
     vocabulary_size: int
     width: int
     depth: int
+    complement: tuple[int, ...] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        ids = self.complement
+        if ids is None:
+            return
+        if len(ids) != self.vocabulary_size:
+            raise ConfigError(f"complement has {len(ids)} ids; the vocabulary_size is {self.vocabulary_size}.")
+        wrong = [i for i, other in enumerate(ids) if not 0 <= other < len(ids) or ids[other] != i]
+        if wrong:
+            raise ConfigError(f"The complement of the complement of token {wrong[0]} is not the token.")
 
     @property
     @abstractmethod
     def causal(self) -> bool:
         """Whether no token sees a later one."""
+
+    @property
+    def hidden_width(self) -> int:
+        """Channels of the hidden states."""
+        return self.width if self.complement is None else 2 * self.width
+
+    @property
+    def streams(self) -> bool:
+        """Whether a sequence can be read piece by piece."""
+        return self.causal
+
+
+class Memory(NamedTuple):
+    """Hidden states of another network that cross-attention looks at, one sequence of them for each of the batch.
+
+    Attributes:
+        hidden: packed as the tokens of a batch, each sequence at least one [memory_tokens, cross_width].
+        cu_seqlens: cumulative lengths from 0, int64 [sequences + 1].
+    """
+
+    hidden: Float[Tensor, "memory_tokens cross_width"]
+    cu_seqlens: Int[Tensor, " boundaries"]
 
 
 class Backbone(nn.Module, ABC):
@@ -66,6 +103,14 @@ class Backbone(nn.Module, ABC):
     def context(self, batch: PackedBatch, state: BackboneState | None) -> Any:
         """Return what every block needs to know of the batch."""
 
+    def with_memory(self, context: Any, memory: Memory) -> Any:
+        """Return the context with what cross-attention looks at.
+
+        Raises:
+            ConfigError: there is no cross-attention.
+        """
+        raise ConfigError(f"A backbone of the family {self.config.family!r} has no cross-attention to a memory.")
+
     def embed(self, batch: PackedBatch) -> Float[Tensor, "tokens width"]:
         """Return the embedding of each token, before the first block."""
         x: Tensor = self.embedding(batch.tokens)
@@ -76,6 +121,7 @@ class Backbone(nn.Module, ABC):
         batch: PackedBatch,
         state: BackboneState | None = None,
         *,
+        memory: Memory | None = None,
         return_state: bool = False,
         reuse_state: bool = False,
     ) -> tuple[Float[Tensor, "tokens width"], BackboneState | None]:
@@ -84,13 +130,14 @@ class Backbone(nn.Module, ABC):
         ``state`` is what an earlier call returned for the same sequences; the batch then holds their next tokens, with
         ``positions`` from ``state.lengths`` on (``PackedBatch.from_lengths(..., offsets=state.lengths)``). It is not
         changed, unless ``reuse_state`` gives it away: then the new state may stand in its memory, which is quicker.
+        ``memory`` is what cross-attention looks at, with every piece; without it the backbone is as if it had none.
 
         Raises:
-            ConfigError: a state is given to, or asked of, a backbone that is not causal, or one is given away where
-                gradients are recorded.
+            ConfigError: a state is given to, or asked of, a backbone that is bidirectional, one is given away where
+                gradients are recorded, or a memory is given to a backbone without cross-attention.
             ShapeError: the state belongs to another number of sequences.
         """
-        if (state is not None or return_state) and not self.config.causal:
+        if (state is not None or return_state) and not self.config.streams:
             raise ConfigError("A bidirectional backbone needs the whole sequence at once: it has no state.")
         if state is not None and len(state) != len(batch):
             raise ShapeError("state", f"of {len(state)} sequences", f"one of {len(batch)}")
@@ -98,7 +145,7 @@ class Backbone(nn.Module, ABC):
             raise ConfigError(
                 "A state is given away (reuse_state) only where no gradient is recorded: torch.no_grad()."
             )
-        context = self.context(batch, state)
+        batch, context = self._prepared(batch, state, memory)
         x = self.embed(batch)
         after = []
         one_each = state is not None and return_state and decodes(x, batch)
@@ -107,20 +154,35 @@ class Backbone(nn.Module, ABC):
             found = decode(block, x, old, reuse_state=reuse_state) if one_each else None
             x, new = found or self._run(block, x, context, old, return_state)
             after.append(new)
-        hidden = self.norm(x)
+        hidden = self._joined(self.norm(x), batch)
         if not return_state:
             return hidden, None
         seen = batch.lengths if state is None else state.lengths + batch.lengths
         return hidden, BackboneState(seen, tuple(after))
 
-    def hidden_layers(self, batch: PackedBatch) -> list[Float[Tensor, "tokens width"]]:
+    def hidden_layers(self, batch: PackedBatch, *, memory: Memory | None = None) -> list[Float[Tensor, "tokens width"]]:
         """Return depth + 1 tensors: embeddings, then the output of each block, the last one after the final norm."""
-        context = self.context(batch, None)
+        batch, context = self._prepared(batch, None, memory)
         layers = [self.embed(batch)]
         for block in self.blocks:
             layers.append(self._run(block, layers[-1], context, None, False)[0])
         layers[-1] = self.norm(layers[-1])
-        return layers
+        return [self._joined(layer, batch) for layer in layers]
+
+    def _prepared(
+        self, batch: PackedBatch, state: BackboneState | None, memory: Memory | None
+    ) -> tuple[PackedBatch, Any]:
+        """What the blocks read, the other strands too where the configuration has complements, and its context."""
+        if self.config.complement is not None:
+            batch = both_strands(batch, self.config.complement)
+            if memory is not None:
+                memory = Memory(torch.cat((memory.hidden, memory.hidden)), twice(memory.cu_seqlens))
+        context = self.context(batch, state)
+        return batch, context if memory is None else self.with_memory(context, memory)
+
+    def _joined(self, hidden: Tensor, read: PackedBatch) -> Float[Tensor, "tokens width"]:
+        """Hidden states of the batch that was given, from those of the batch that was read."""
+        return hidden if self.config.complement is None else joined_strands(hidden, read.cu_seqlens)
 
     def _run(
         self, block: nn.Module, x: Tensor, context: Any, state: Any, return_state: bool

@@ -9,8 +9,10 @@ from typing import Any, TypeAlias, TypeVar, Union, get_args, get_origin, get_typ
 
 from ..errors import ConfigError
 from .backbone import Backbone, BackboneConfig
-from .transformer import Transformer, TransformerConfig
-from .xlstm import XLSTM, XLSTMConfig
+from .transformer import Transformer
+from .transformer_config import TransformerConfig
+from .xlstm import XLSTM
+from .xlstm_config import XLSTMConfig
 
 AnyConfig: TypeAlias = XLSTMConfig | TransformerConfig
 Config = TypeVar("Config")
