@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,6 +40,23 @@ class BackboneConfig(ABC):
     def causal(self) -> bool:
         """Whether no token sees a later one."""
 
+    @property
+    def streams(self) -> bool:
+        """Whether a sequence can be read piece by piece."""
+        return self.causal
+
+
+class Memory(NamedTuple):
+    """Hidden states of another network that cross-attention looks at, one sequence of them for each of the batch.
+
+    Attributes:
+        hidden: packed as the tokens of a batch, each sequence at least one [memory_tokens, cross_width].
+        cu_seqlens: cumulative lengths from 0, int64 [sequences + 1].
+    """
+
+    hidden: Float[Tensor, "memory_tokens cross_width"]
+    cu_seqlens: Int[Tensor, " boundaries"]
+
 
 class Backbone(nn.Module, ABC):
     """Tokens to hidden states.
@@ -66,6 +83,14 @@ class Backbone(nn.Module, ABC):
     def context(self, batch: PackedBatch, state: BackboneState | None) -> Any:
         """Return what every block needs to know of the batch."""
 
+    def with_memory(self, context: Any, memory: Memory) -> Any:
+        """Return the context with what cross-attention looks at.
+
+        Raises:
+            ConfigError: there is no cross-attention.
+        """
+        raise ConfigError(f"A backbone of the family {self.config.family!r} has no cross-attention to a memory.")
+
     def embed(self, batch: PackedBatch) -> Float[Tensor, "tokens width"]:
         """Return the embedding of each token, before the first block."""
         x: Tensor = self.embedding(batch.tokens)
@@ -76,6 +101,7 @@ class Backbone(nn.Module, ABC):
         batch: PackedBatch,
         state: BackboneState | None = None,
         *,
+        memory: Memory | None = None,
         return_state: bool = False,
         reuse_state: bool = False,
     ) -> tuple[Float[Tensor, "tokens width"], BackboneState | None]:
@@ -84,13 +110,14 @@ class Backbone(nn.Module, ABC):
         ``state`` is what an earlier call returned for the same sequences; the batch then holds their next tokens, with
         ``positions`` from ``state.lengths`` on (``PackedBatch.from_lengths(..., offsets=state.lengths)``). It is not
         changed, unless ``reuse_state`` gives it away: then the new state may stand in its memory, which is quicker.
+        ``memory`` is what cross-attention looks at, with every piece; without it the backbone is as if it had none.
 
         Raises:
-            ConfigError: a state is given to, or asked of, a backbone that is not causal, or one is given away where
-                gradients are recorded.
+            ConfigError: a state is given to, or asked of, a backbone that is bidirectional, one is given away where
+                gradients are recorded, or a memory is given to a backbone without cross-attention.
             ShapeError: the state belongs to another number of sequences.
         """
-        if (state is not None or return_state) and not self.config.causal:
+        if (state is not None or return_state) and not self.config.streams:
             raise ConfigError("A bidirectional backbone needs the whole sequence at once: it has no state.")
         if state is not None and len(state) != len(batch):
             raise ShapeError("state", f"of {len(state)} sequences", f"one of {len(batch)}")
@@ -99,6 +126,8 @@ class Backbone(nn.Module, ABC):
                 "A state is given away (reuse_state) only where no gradient is recorded: torch.no_grad()."
             )
         context = self.context(batch, state)
+        if memory is not None:
+            context = self.with_memory(context, memory)
         x = self.embed(batch)
         after = []
         one_each = state is not None and return_state and decodes(x, batch)
@@ -113,9 +142,11 @@ class Backbone(nn.Module, ABC):
         seen = batch.lengths if state is None else state.lengths + batch.lengths
         return hidden, BackboneState(seen, tuple(after))
 
-    def hidden_layers(self, batch: PackedBatch) -> list[Float[Tensor, "tokens width"]]:
+    def hidden_layers(self, batch: PackedBatch, *, memory: Memory | None = None) -> list[Float[Tensor, "tokens width"]]:
         """Return depth + 1 tensors: embeddings, then the output of each block, the last one after the final norm."""
         context = self.context(batch, None)
+        if memory is not None:
+            context = self.with_memory(context, memory)
         layers = [self.embed(batch)]
         for block in self.blocks:
             layers.append(self._run(block, layers[-1], context, None, False)[0])

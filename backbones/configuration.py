@@ -9,7 +9,8 @@ from typing import Any, TypeAlias, TypeVar, Union, get_args, get_origin, get_typ
 
 from ..errors import ConfigError
 from .backbone import Backbone, BackboneConfig
-from .transformer import Transformer, TransformerConfig
+from .transformer import Transformer
+from .transformer_config import TransformerConfig
 from .xlstm import XLSTM, XLSTMConfig
 
 AnyConfig: TypeAlias = XLSTMConfig | TransformerConfig

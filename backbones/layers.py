@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels import block_linear, causal_conv1d, head_norm, linear, linear_rows
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
 GATED = ("swiglu", "geglu")
 
 

@@ -1,165 +1,139 @@
-"""Transformer on packed tokens: a decoder as Llama has it, or an encoder as ESM-2 has it, from one block."""
+"""Transformer on packed tokens: every decoder and encoder of ``TransformerConfig`` from one block."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, ShapeError
 from ..kernels import attention, rotary
 from ..sequences import PackedBatch
-from .backbone import Backbone, BackboneConfig
-from .layers import ACTIVATIONS, FeedForward, linear_in, linear_out, make_norm, round_up
+from .backbone import Backbone, Memory
+from .layers import FeedForward, linear_in, linear_out, make_norm, small_init_
 from .state import BackboneState, KeyValueCache
+from .transformer_config import TransformerConfig
 
-DIRECTIONS = ("causal", "bidirectional")
-NORMS = ("rms", "layer")
 EXPECTED_MASKED = 0.15 * 0.8  # share of <mask> tokens in ESM's training (Lin et al. 2023)
 
 
-@dataclass(frozen=True)
-class TransformerConfig(BackboneConfig):
-    """A pre-norm transformer as plain values; the defaults make a decoder as Llama.
-
-    An encoder as ESM-2 (Lin et al. 2023): ``direction="bidirectional", norm="layer", activation="gelu", bias=True,
-    token_dropout=<id of the mask token>``.
+class Context(NamedTuple):
+    """What a block needs to know of a batch.
 
     Attributes:
-        vocabulary_size: rows of the embedding; may be padded beyond the tokens there are.
-        width: channels of the residual stream.
-        depth: number of blocks.
-        heads: heads of the queries.
-        key_value_heads: heads of keys and values, each shared by heads / key_value_heads queries; None: heads.
-        direction: ``"causal"`` or ``"bidirectional"``.
-        norm: ``"rms"`` or ``"layer"`` (with bias where ``bias``).
-        activation: of the feed-forward, ``"swiglu"``, ``"geglu"`` or ``"gelu"``.
-        feed_forward_width: inner width of the feed-forward; None: 4 widths (gelu), or 8/3 widths, up to a multiple of
-            64 (gated).
-        bias: biases on linear maps and LayerNorms.
-        rotary_base: of the rotary positions (rotate-half); None: none, and the order of tokens is not seen.
-        window: tokens that a token sees, itself included, on each side that it sees; None: all.
-        token_dropout: id of the mask token whose embedding is zeroed, the rest of its sequence scaled by
-            (1 - 0.12) / (1 - share of mask tokens), at inference too, as ESM-2 does; None: none of that.
-        dropout: share of each half block's output set to zero in training.
-        norm_eps: of every norm.
-        post_blocks_norm: a norm after the last block.
+        cu_seqlens: boundaries of its sequences.
+        turns: the positions that q and k turn with, each [tokens]; two: one for each half of a head's channels.
+        prefix: how many of the tokens at the start of each sequence see each other both ways, or None.
+        memory: what cross-attention looks at, or None.
     """
 
-    family: ClassVar[str] = "transformer"
-
-    heads: int = 4
-    key_value_heads: int | None = None
-    direction: str = "causal"
-    norm: str = "rms"
-    activation: str = "swiglu"
-    feed_forward_width: int | None = None
-    bias: bool = False
-    rotary_base: float | int | None = 10000.0
-    window: int | None = None
-    token_dropout: int | None = None
-    dropout: float | int = 0.0
-    norm_eps: float | int = 1e-5
-    post_blocks_norm: bool = True
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("direction", DIRECTIONS), ("norm", NORMS), ("activation", tuple(ACTIVATIONS))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}.")
-        for name in ("vocabulary_size", "width", "depth", "heads", "kv_heads", "inner"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.width % self.heads:
-            raise ConfigError(f"The width {self.width} is not divisible by {self.heads} heads.")
-        if self.heads % self.kv_heads:
-            raise ConfigError(f"{self.heads} heads are not divisible by {self.kv_heads} key_value_heads.")
-        if self.rotary_base is not None and self.head_dim % 2:
-            raise ConfigError(f"Rotary positions turn pairs of channels; a head has {self.head_dim}.")
-        if self.window is not None and self.window < 1:
-            raise ConfigError(f"window is {self.window}; it must be at least 1.")
-        if self.token_dropout is not None and self.causal:
-            raise ConfigError("token_dropout looks at the whole sequence: it needs direction='bidirectional'.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
-
-    @property
-    def causal(self) -> bool:
-        """Whether no token sees a later one."""
-        return self.direction == "causal"
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one head."""
-        return self.width // self.heads
-
-    @property
-    def kv_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.heads if self.key_value_heads is None else self.key_value_heads
-
-    @property
-    def inner(self) -> int:
-        """Inner width of the feed-forward."""
-        if self.feed_forward_width is not None:
-            return self.feed_forward_width
-        return 4 * self.width if self.activation == "gelu" else round_up(8 / 3 * self.width, 64)
-
-
-class Context(NamedTuple):
-    """What a block needs to know of a batch: boundaries and positions of its tokens."""
-
     cu_seqlens: Int[Tensor, " boundaries"]
-    positions: Int[Tensor, " tokens"]
+    turns: tuple[Int[Tensor, " tokens"], ...]
+    prefix: Int[Tensor, " sequences"] | None = None
+    memory: Memory | None = None
 
 
 class TransformerBlock(nn.Module):
-    """``x + out(attention(norm x))``, then ``x + feed_forward(norm x)``."""
+    """Attention, cross-attention where there is a memory, and feed-forward, each added to the residual stream."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.config = config
-        width, depth = config.width, config.depth
-        self.norm = make_norm(config.norm, width, config.norm_eps, bias=config.bias)
-        heads = config.heads + 2 * config.kv_heads
-        self.query_key_value = linear_in(width, heads * config.head_dim, bias=config.bias)
-        self.out = linear_out(width, width, depth, bias=config.bias)
-        self.feed_forward_norm = make_norm(config.norm, width, config.norm_eps, bias=config.bias)
-        self.feed_forward = FeedForward(width, config.inner, depth, config.activation, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.config = c = config
+        bias, inner = c.has_bias("attention"), c.heads * c.head_dim
+        self.norm = stream_norm(c)
+        self.query_key_value = linear_in(c.width, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=bias)
+        if c.qk_norm is not None:
+            query, key = (1, 1) if c.qk_norm == "head" else (c.heads, c.kv_heads)
+            self.query_norm = make_norm(c.norm, query * c.head_dim, c.norm_eps)
+            self.key_norm = make_norm(c.norm, key * c.head_dim, c.norm_eps)
+        self.out = linear_out(inner, c.width, c.depth, bias=bias)
+        if c.cross_width is not None:
+            self.cross_norm = stream_norm(c)
+            self.cross_query = linear_in(c.width, inner, bias=bias)
+            self.cross_key_value = linear_in(c.cross_width, 2 * c.kv_heads * c.head_dim, bias=bias)
+            self.cross_out = linear_out(inner, c.width, c.depth, bias=bias)
+        self.feed_forward_norm = stream_norm(c)
+        self.feed_forward = FeedForward(c.width, c.inner, c.depth, c.activation, bias=c.has_bias("feed_forward"))
+        self.dropout = nn.Dropout(c.dropout)
 
     def forward(
         self, x: Float[Tensor, "tokens width"], context: Context, state: KeyValueCache | None, return_state: bool
     ) -> tuple[Float[Tensor, "tokens width"], KeyValueCache | None]:
         """Return the residual stream after the block and, when asked, the keys and values that later tokens see."""
+        read, skip = self._read(x, self.norm)
+        mixed, new = self._attend(read, context, state, return_state)
+        x = self._add(skip, mixed, self.norm)
+        if context.memory is not None:
+            read, skip = self._read(x, self.cross_norm)
+            x = self._add(skip, self._attend_to(read, context.memory, context.cu_seqlens), self.cross_norm)
+        read, skip = self._read(x, self.feed_forward_norm)
+        return self._add(skip, self.feed_forward(read), self.feed_forward_norm), new
+
+    def _read(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return what a part of the block reads, and what its output is added to."""
+        if self.config.norm_placement == "post":
+            return x, x
+        normed = norm(x)
+        return normed, normed if self.config.norm_placement == "deep" else x
+
+    def _add(self, skip: Tensor, output: Tensor, norm: nn.Module) -> Tensor:
+        """Return the stream with a part's output added."""
+        c, output = self.config, self.dropout(output)
+        if c.residual_scale != 1:
+            output = output * c.residual_scale
+        x: Tensor = (skip if c.skip_scale == 1 else skip * c.skip_scale) + output
+        return norm(x) if c.norm_placement == "post" else x
+
+    def _attend(
+        self, x: Tensor, context: Context, state: KeyValueCache | None, return_state: bool
+    ) -> tuple[Tensor, KeyValueCache | None]:
+        """Self-attention, of the tokens with those of their sequence that the state remembers."""
         c = self.config
-        heads = self.query_key_value(self.norm(x)).unflatten(1, (-1, c.head_dim))
+        heads = self.query_key_value(x).unflatten(1, (-1, c.head_dim))
         query_key, v = heads.split((c.heads + c.kv_heads, c.kv_heads), dim=1)
-        if c.rotary_base is not None:
-            query_key = rotary(query_key, context.positions, base=c.rotary_base)
-        q, k = query_key.split((c.heads, c.kv_heads), dim=1)
-        new = None
-        if state is None:
-            mixed = attention(q, k, v, cu_seqlens=context.cu_seqlens, causal=c.causal, window=c.window)
-            new = KeyValueCache(k, v, context.cu_seqlens) if return_state else None
-        else:
-            new = state.append(k, v, context.cu_seqlens)
-            mixed = attention(
-                q,
-                new.keys,
-                new.values,
-                cu_seqlens=context.cu_seqlens,
-                cu_seqlens_k=new.cu_seqlens,
-                causal=True,
-                window=c.window,
-            )
-        if new is not None and c.window is not None:
-            new = new.last(c.window - 1)
-        x = x + self.dropout(self.out(mixed.flatten(1)))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), new if return_state else None
+        if c.qk_norm is not None:
+            q, k = query_key.split((c.heads, c.kv_heads), dim=1)
+            query_key = torch.cat((_normed(q, self.query_norm), _normed(k, self.key_norm)), dim=1)
+        q, k = self._turned(query_key, context).split((c.heads, c.kv_heads), dim=1)
+        seen = KeyValueCache(k, v, context.cu_seqlens) if state is None else state.append(k, v, context.cu_seqlens)
+        mixed = attention(
+            q,
+            seen.keys,
+            seen.values,
+            cu_seqlens=context.cu_seqlens,
+            cu_seqlens_k=seen.cu_seqlens,
+            causal=c.streams,
+            window=c.window,
+            prefix=context.prefix,
+        )
+        output: Tensor = self.out(mixed.flatten(1))
+        if not return_state:
+            return output, None
+        return output, seen if c.window is None else seen.last(c.window - 1)
+
+    def _turned(self, query_key: Tensor, context: Context) -> Tensor:
+        """Turn q and k by the positions."""
+        if not context.turns:
+            return query_key
+        style = "interleaved" if self.config.positions == "rotary-interleaved" else "half"
+        parts = query_key.chunk(len(context.turns), dim=2)
+        turned = [
+            rotary(part, turn, base=self.config.rotary_base, style=style)
+            for part, turn in zip(parts, context.turns, strict=True)
+        ]
+        return turned[0] if len(turned) == 1 else torch.cat(turned, dim=2)
+
+    def _attend_to(self, x: Tensor, memory: Memory, cu_seqlens: Tensor) -> Tensor:
+        """Cross-attention, of each sequence with all of its memory."""
+        c = self.config
+        q = self.cross_query(x).unflatten(1, (-1, c.head_dim))
+        k, v = self.cross_key_value(memory.hidden).unflatten(1, (-1, c.head_dim)).chunk(2, dim=1)
+        mixed = attention(q, k, v, cu_seqlens=cu_seqlens, cu_seqlens_k=memory.cu_seqlens, causal=False)
+        output: Tensor = self.cross_out(mixed.flatten(1))
+        return output
 
 
 class Transformer(Backbone):
@@ -169,15 +143,42 @@ class Transformer(Backbone):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
+        if config.max_positions is not None:
+            self.positions = nn.Embedding(config.max_positions, config.width)
+            small_init_(self.positions.weight, config.width)
+        if config.token_types:
+            self.token_types = nn.Embedding(config.token_types, config.width)
+            small_init_(self.token_types.weight, config.width)
+        if config.embedding_norm:
+            self.embedding_norm = stream_norm(config)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
-        norm = make_norm(config.norm, config.width, config.norm_eps, bias=config.bias)
-        self.norm = norm if config.post_blocks_norm else nn.Identity()
+        self.norm = stream_norm(config) if config.post_blocks_norm else nn.Identity()
 
     def embed(self, batch: PackedBatch) -> Float[Tensor, "tokens width"]:
-        """Return the embedding of each token, with ESM-2's token dropout where the configuration has it."""
-        x = super().embed(batch)
-        if self.config.token_dropout is None:
-            return x
+        """Return what the first block reads: embeddings, token dropout, learned positions, token type, norm.
+
+        Raises:
+            InputError: a sequence is longer than the table of positions.
+        """
+        c, x = self.config, super().embed(batch)
+        if c.token_dropout is not None:
+            x = self._without_masked(x, batch)
+        if c.max_positions is not None:
+            rows = batch.positions + c.position_offset
+            if len(rows) and int(rows.max()) >= c.max_positions:
+                most = c.max_positions - c.position_offset
+                raise InputError(
+                    f"A sequence reaches position {int(batch.positions.max())}; with max_positions = "
+                    f"{c.max_positions} the last one is {most - 1}.",
+                    hint=f"Cut sequences to {most} tokens.",
+                )
+            x = x + self.positions(rows)
+        if c.token_types:
+            x = x + self.token_types.weight[0]
+        return self.embedding_norm(x) if c.embedding_norm else x
+
+    def _without_masked(self, x: Tensor, batch: PackedBatch) -> Tensor:
+        """ESM-2's token dropout: mask tokens are zero, and the others make up for it."""
         masked = batch.tokens == self.config.token_dropout
         counts = F.pad(masked.cumsum(0), (1, 0))[batch.cu_seqlens].diff()
         kept = 1 - counts / batch.lengths.clamp(min=1)
@@ -186,16 +187,91 @@ class Transformer(Backbone):
         return x * scale[:, None].to(x.dtype)
 
     def context(self, batch: PackedBatch, state: BackboneState | None) -> Context:
-        """Return boundaries and positions.
+        """Return boundaries, positions and prefixes.
 
         Raises:
-            InputError: the batch goes on from a state, and its positions do not.
+            InputError: the batch goes on from a state, and its positions do not, or its prefix would have to.
         """
-        if state is not None and self.config.rotary_base is not None:
+        if state is not None and self.config.positions != "none":
             some = batch.lengths > 0
             if not torch.equal(batch.positions[batch.cu_seqlens[:-1][some]], state.lengths[some]):
                 raise InputError(
                     "The positions of a continued batch do not go on from its state.",
                     hint="Pack it with offsets=state.lengths.",
                 )
-        return Context(batch.cu_seqlens, batch.positions)
+        prefix = self._prefix(batch, state) if self.config.direction == "prefix" else None
+        turns: tuple[Tensor, ...] = ()
+        if self.config.positions == "rotary-2d":
+            turns = two_positions(batch, prefix, bidirectional=self.config.direction == "bidirectional")
+        elif self.config.rotates:
+            turns = (batch.positions,)
+        if prefix is not None and state is not None:
+            prefix = prefix * (state.lengths == 0)  # else it has been read, and all that is left is causal
+        return Context(batch.cu_seqlens, turns, prefix)
+
+    def _prefix(self, batch: PackedBatch, state: BackboneState | None) -> Int[Tensor, " sequences"]:
+        prefix = batch.conditions.get("prefix")
+        if prefix is None:
+            if state is not None and self.config.positions != "rotary-2d":
+                return torch.zeros_like(state.lengths)
+            raise InputError(
+                "How many tokens of each sequence see each other both ways is not said.",
+                hint="Give the batch conditions={'prefix': <int64 [sequences]>}.",
+            )
+        if prefix.shape != (len(batch),):
+            raise ShapeError("prefix", tuple(prefix.shape), (len(batch),))
+        first = batch.lengths if state is None else torch.where(state.lengths > 0, state.lengths, batch.lengths)
+        outside = (first > 0) & (prefix > first)
+        if outside.any():
+            s = int(outside.nonzero()[0])
+            raise InputError(
+                f"Sequence {s} has a prefix of {int(prefix[s])} tokens, and its first piece only {int(first[s])}: "
+                "tokens that see each other both ways must be read together.",
+                hint="Begin with a piece that holds the whole prefix.",
+            )
+        return prefix
+
+    def with_memory(self, context: Context, memory: Memory) -> Context:
+        """Return the context with what cross-attention looks at.
+
+        Raises:
+            ConfigError: the configuration has no cross-attention.
+            ShapeError: the memory is of another width or number of sequences.
+        """
+        if self.config.cross_width is None:
+            raise ConfigError("There is no cross-attention to a memory: its cross_width is None.")
+        expected = self.config.cross_width, len(context.cu_seqlens)
+        if (memory.hidden.shape[-1], len(memory.cu_seqlens)) != expected:
+            got = tuple(memory.hidden.shape), f"{len(memory.cu_seqlens) - 1} sequences"
+            raise ShapeError("memory", got, f"[tokens, {expected[0]}] of {expected[1] - 1} sequences")
+        return context._replace(memory=memory)
+
+
+def stream_norm(config: TransformerConfig) -> nn.Module:
+    """Return a norm of the residual stream."""
+    return make_norm(config.norm, config.width, config.norm_eps, bias=config.has_bias("norm"))
+
+
+def two_positions(
+    batch: PackedBatch, prefix: Int[Tensor, " sequences"] | None, *, bidirectional: bool
+) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]:
+    """Return GLM's two positions (Du et al. 2022, arXiv:2103.10360, section 2.1), which add up to ``batch.positions``.
+
+    The first is the place among the tokens seen both ways and stands still after the last of them, where the second
+    begins to count. So an encoder counts the first (the second is 0) and a decoder the second, as xTrimoPGLM 100B does.
+    """
+    if bidirectional:
+        return batch.positions, torch.zeros_like(batch.positions)
+    if prefix is None:
+        return torch.zeros_like(batch.positions), batch.positions
+    last = (prefix - 1).clamp(min=0)[batch.sequence_ids]
+    first = torch.minimum(batch.positions, last)
+    return first, batch.positions - first
+
+
+def _normed(x: Tensor, norm: nn.Module) -> Tensor:
+    """Normalise over as many channels as the norm has weights: a head's, or those of all heads."""
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    normed: Tensor = norm(x) if len(weight) == x.shape[2] else norm(x.flatten(1)).view_as(x)
+    return normed

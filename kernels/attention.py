@@ -51,8 +51,11 @@ def attention(
     ``window`` away on both sides when not. ``prefix`` [sequences] tokens at the start of each sequence see each other
     both ways, whatever the window. ``scale`` is 1 / sqrt(dim) by default.
 
+    Neither causal nor with a window, the keys may be those of another sequence (cross-attention), also fewer than the
+    queries.
+
     Raises:
-        ShapeError: the arguments disagree, or a sequence has more queries than keys.
+        ShapeError: the arguments disagree, or a sequence has more queries than keys, or in cross-attention none.
         ConfigError: ``window`` is not positive, or unknown ``backend``.
     """
     (tokens, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
@@ -65,7 +68,8 @@ def attention(
     lengths = sequence_lengths(cu_seqlens, tokens)
     key_edges = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     key_lengths = sequence_lengths(key_edges, keys, "cu_seqlens_k")
-    if len(lengths) != len(key_lengths) or (lengths > key_lengths).any():
+    needed = lengths if causal or window is not None else np.minimum(lengths, 1)
+    if len(lengths) != len(key_lengths) or (needed > key_lengths).any():
         raise ShapeError("cu_seqlens_k", key_lengths.tolist(), f"keys for at least {lengths.tolist()} queries")
     prefixes = np.zeros(len(lengths), np.int64)
     if prefix is not None:

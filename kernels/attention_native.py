@@ -50,7 +50,8 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
         q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
         (tokens, heads, dim), kv_heads, v_dim = q.shape, k.shape[1], v.shape[2]
-        seen = len(k) + 1 if call.window is None else min(call.window, len(k) + 1)  # of any length: no window
+        all_seen = tokens + len(k) + 1
+        seen = all_seen if call.window is None else min(call.window, all_seen)
         strides = [stride for x in (q, k, v) for stride in x.stride()[:2]]
         layout = np.array([len(call.edges[0]) - 1, heads, kv_heads, dim, v_dim, call.causal, seen, *strides], np.int64)
         y, stats = native.empty(tokens, heads, v_dim), native.empty(2, heads, tokens)

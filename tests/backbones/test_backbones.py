@@ -20,7 +20,7 @@ CAUSAL = {
     "decoder": TransformerConfig(V, 32, 2, heads=4, key_value_heads=2),
     "decoder-window": TransformerConfig(V, 32, 2, heads=2, window=3),
     "decoder-window-1": TransformerConfig(V, 32, 1, heads=2, window=1),
-    "decoder-plain": TransformerConfig(V, 24, 2, heads=3, norm="layer", activation="gelu", bias=True, rotary_base=None),
+    "decoder-plain": TransformerConfig(V, 24, 2, heads=3, norm="layer", activation="gelu", bias=True, positions="none"),
 }
 WHOLE = {
     "mlstm-alternating": XLSTMConfig(V, 32, 3, heads=2, direction="alternating"),

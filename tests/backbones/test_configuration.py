@@ -40,7 +40,7 @@ def test_xlstm_7b_has_its_published_size():
     [
         XLSTMConfig(9, 32, 3, heads=2, slstm_at=(0, 2), direction="alternating", norm_eps=1e-6),
         XLSTMConfig(9, 32, 3, heads=2, layout="7b", gate_cap=None),
-        TransformerConfig(9, 32, 3, heads=4, key_value_heads=2, window=5, rotary_base=None),
+        TransformerConfig(9, 32, 3, heads=4, key_value_heads=2, window=5, positions="none"),
     ],
     ids=["xlstm", "7b", "transformer"],
 )
@@ -89,7 +89,7 @@ def test_a_bad_xlstm_configuration_says_what_is_wrong(change, words):
         ({"window": 0}, "window is 0"),
         ({"token_dropout": 3}, "token_dropout"),
         ({"norm": "batch"}, "batch"),
-        ({"activation": "relu"}, "relu"),
+        ({"activation": "tanh"}, "tanh"),
         ({"direction": "alternating"}, "alternating"),
         ({"vocabulary_size": 0}, "vocabulary_size is 0"),
         ({"dropout": -0.1}, "dropout is -0.1"),
