@@ -24,6 +24,10 @@ Fallback = Literal["single", "refuse"]
 
 _NOTHING = 255  # a letter that has no code
 _ORDER = "ATCGN"  # codes 0 to 4, the order in which GENERator counts its k-mers
+_GENERATOR_SPECIALS = tuple(
+    "<oov> <s> </s> <pad> <mask> <bog> <eog> <bok> <eok> <+> <-> <cds> <pseudo> <tRNA> <rRNA> <ncRNA> <miscRNA> <mam> "
+    "<vrt> <inv> <pln> <fng> <prt> <arc> <bct> <mit> <plt> <plm> <vir> <sp0> <sp1> <sp2>".split()
+)
 
 
 def _check_options(name: str, **options: tuple[object, Any]) -> None:
@@ -124,7 +128,7 @@ class DNATokenizer:
 class KmerTokenizer:
     """One token per ``k`` bases, not overlapping, counted from the first base.
 
-    The layout is GENERator's: 32 special tokens, then all k-mers in the order of ``product("ATCG", repeat=k)``; with
+    The layout is GENERator's: its 32 special tokens, then all k-mers in the order of ``product("ATCG", repeat=k)``; with
     ``n`` and ``tail`` both "refuse" that is the whole vocabulary, id for id. Otherwise A, T, C, G and N follow as
     single-base tokens: a window that holds an N, and a tail shorter than ``k``, are written in them, so that nothing
     is lost and every later window stays where it was.
@@ -135,6 +139,7 @@ class KmerTokenizer:
         tail: the last bases when the length is no multiple of ``k``: "single" bases, or "refuse".
         iupac: what becomes of the other ambiguity codes: read as N, or refused.
         u: what becomes of U: read as T, or refused.
+        end: put the end token after a sequence, which GENERator does not.
     """
 
     name: ClassVar[str] = "dna-kmer"
@@ -142,14 +147,20 @@ class KmerTokenizer:
     alphabet: ClassVar[Alphabet] = "dna"
 
     def __init__(
-        self, *, k: int = 6, n: Fallback = "single", tail: Fallback = "single", iupac: Ambiguous = "N", u: Uracil = "T"
+        self,
+        *,
+        k: int = 6,
+        n: Fallback = "single",
+        tail: Fallback = "single",
+        iupac: Ambiguous = "N",
+        u: Uracil = "T",
+        end: bool = True,
     ) -> None:
         _check_options(self.name, n=(n, Fallback), tail=(tail, Fallback), iupac=(iupac, Ambiguous), u=(u, Uracil))
         if not 2 <= k <= 8:
             raise ConfigError(f"{self.name}: k is 2 to 8, not {k}.")
-        self.k, self.n, self.tail, self.iupac, self.u = k, n, tail, iupac, u
-        named = ("<oov>", "<s>", "</s>", "<pad>", "<mask>")
-        specials = (*named, *(f"<reserved_{i}>" for i in range(len(named), 32)))
+        self.k, self.n, self.tail, self.iupac, self.u, self.end = k, n, tail, iupac, u, end
+        specials = _GENERATOR_SPECIALS
         kmers = ("".join(letters) for letters in product("ATCG", repeat=k))
         singles = _ORDER if "single" in (n, tail) else ""
         roles = {"bos": "<s>", "eos": "</s>", "mask": "<mask>", "pad": "<pad>", "unk": "<oov>"}
@@ -194,7 +205,8 @@ class KmerTokenizer:
         in_kmers = np.full_like(cut, -1)  # one id per row, the rest is taken out below
         in_kmers[:, 0] = self._first_kmer + number
         ids = np.where(with_n, cut, in_kmers).ravel()
-        return _enclose(self._begin, np.concatenate([ids[ids >= 0], in_singles[whole:]]), self._end)
+        framed = _enclose(self._begin, np.concatenate([ids[ids >= 0], in_singles[whole:]]), self._end)
+        return framed if self.end else framed[:-1]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Bases of token ids, upper case, specials left out."""
@@ -202,12 +214,12 @@ class KmerTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"k": self.k, "n": self.n, "tail": self.tail, "iupac": self.iupac, "u": self.u}
+        return {"k": self.k, "n": self.n, "tail": self.tail, "iupac": self.iupac, "u": self.u, "end": self.end}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> KmerTokenizer:
         """Inverse of ``to_dict``; a setting left out has its default."""
-        _check_keys(cls.name, data, ("k", "n", "tail", "iupac", "u"))
+        _check_keys(cls.name, data, ("k", "n", "tail", "iupac", "u", "end"))
         return cls(**data)
 
 

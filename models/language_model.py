@@ -92,12 +92,21 @@ class LanguageModel(nn.Module):
         tokens = len(self.vocabulary)
         return logits if logits.shape[1] == tokens else logits[:, :tokens]
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``model.safetensors`` and ``README.md`` to ``folder``; other files there stay.
+    def save(self, folder: str | Path, *, format: str | None = None) -> None:
+        """Write the model to ``folder``; other files there stay.
+
+        Args:
+            folder: made if it is not there.
+            format: None for our own, ``config.json``, ``model.safetensors`` and ``README.md``; or the name of another
+                package's, which then reads the folder ("hf-esm", ...).
 
         Raises:
             OutputError: the folder cannot be written, or the disk is full; what stood there before is untouched.
+            ConfigError: there is no such format, or it cannot hold this model.
         """
-        from .files import save  # files.py builds language models, so it imports this module
+        from . import export, files  # they build language models, so they import this module
 
-        save(self, folder)
+        if format is None:
+            files.save(self, folder)
+        else:
+            export.save_as(self, folder, format)
