@@ -29,7 +29,9 @@ def _config_in(checkpoint: Checkpoint) -> Parts:
     config = checkpoint.config
     refuse(config, READABLE)
     kind = config["model_type"]
-    refuse({"architectures": next(iter(config.get("architectures") or ()), None)}, {"architectures": ARCHITECTURES[kind]})
+    refuse(
+        {"architectures": next(iter(config.get("architectures") or ()), None)}, {"architectures": ARCHITECTURES[kind]}
+    )
     heads = value_of(config, "num_attention_heads", int)
     width = value_of(config, "hidden_size", int)
     head_width = value_of(config, "head_dim", int, None)

@@ -11,12 +11,22 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import ConfigError, InputError
-from ..configuration import config_to_dict
 from ..layers import round_up
-from ..xlstm import XLSTM, XLSTMConfig
-from .table import Checkpoint, CheckpointFormat, Entry, Parts, to_ours, to_theirs
-from .values import must_hold, refuse, value_of
-from .xlstm_keys import entries, expansion_of, gelu_width, stack_prefix, structure, xlstm_of
+from ..xlstm import XLSTM
+from ..xlstm_config import XLSTMConfig
+from .table import Checkpoint, CheckpointFormat, Entry, Parts, setting, to_ours, to_theirs
+from .values import must_hold, refuse
+from .xlstm_keys import (
+    STACK,
+    canonical,
+    entries,
+    expansion_of,
+    gelu_width,
+    has_stack,
+    stack_entries,
+    structure,
+    xlstm_of,
+)
 
 READABLE = {
     "slstm_block.slstm": {"function": ("slstm",), "forward_clipval": (), "group_norm_weight": (True,)},
@@ -32,6 +42,7 @@ FREE = {
     *("feed_forward_width", "bias", "dropout", "norm_eps", "post_blocks_norm", "rotary_base"),
     *("qk_factor", "gate_cap"),  # of other blocks
 }
+FIRST = "blocks.0.xlstm_norm.weight"
 CELLS = "vanilla"  # runs everywhere; a checkpoint with the other layout is read by the shape of its kernel
 
 
@@ -42,9 +53,8 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _recognise(config: Mapping[str, Any], names: Collection[str]) -> bool:
-    stack = stack_prefix(names)
-    foreign = {"token2label", "position_embeddings", "d_model"} & set(_settings(config))
-    return stack is not None and stack.endswith("xlstm_block_stack.") and not foreign and "config" not in config
+    others = {"token2label", "position_embeddings", "d_model"} & set(_settings(config))  # Chem-, Prot-, DNA-xLSTM
+    return has_stack(names) and not others and "config" not in config
 
 
 def _config_in(checkpoint: Checkpoint) -> Parts:
@@ -54,22 +64,20 @@ def _config_in(checkpoint: Checkpoint) -> Parts:
         raise InputError(f"The configuration's {unknown[0]!r} is nothing that the xlstm package has.")
     for place, readable in READABLE.items():
         refuse(_nested(settings, place), readable)
-    stack = stack_prefix(shapes) or ""
-    prefix = stack.removesuffix("xlstm_block_stack.")
-    found = structure(shapes, stack)
-    vocabulary_size = shapes[f"{prefix}token_embedding.weight"][0]
+    found = structure(shapes, STACK)
+    vocabulary_size = shapes["token_embedding.weight"][0]
     _check(settings, found, vocabulary_size)
     backbone = {
         **backbone_in(found, vocabulary_size, told=_nested(settings, "mlstm_block.mlstm").get("proj_factor") or 2.0),
-        "dropout": value_of(settings, "dropout", (float, int), 0.0),
+        "dropout": setting(settings, "dropout", float, 0.0),
     }
-    context = value_of(settings, "context_length", int, -1)
+    context = setting(settings, "context_length", int, -1)
     return {
         "tokenizer": {"name": "ids", "size": vocabulary_size},
         "backbone": backbone,
-        "head": {"kind": "linear", "tied": value_of(settings, "tie_weights", bool, False)},
+        "head": {"kind": "linear", "tied": setting(settings, "tie_weights", bool, False)},
         "card": {"recipe": {"context": context} if context > 0 else {}},
-        "foreign": {"prefix": prefix, "cells": found.get("cells", CELLS)},
+        "foreign": {"cells": found.get("cells", CELLS)},
     }
 
 
@@ -187,7 +195,13 @@ def _config_out(parts: Parts) -> dict[str, Any]:
 
 
 def _table(parts: Parts) -> list[Entry]:
-    return entries(parts, **{"cells": CELLS, "prefix": "", **parts.get("foreign", {})})
+    return entries(parts, cells=cells_of(parts))
+
+
+def cells_of(parts: Parts, default: str = CELLS) -> str:
+    """Return the layout of the sLSTM cells of a checkpoint that was read, or the one to write."""
+    cells: str = parts.get("foreign", {}).get("cells", default)
+    return cells
 
 
 XLSTM_PACKAGE = CheckpointFormat(
@@ -197,6 +211,9 @@ XLSTM_PACKAGE = CheckpointFormat(
     config_in=_config_in,
     config_out=_config_out,
     table=_table,
+    canonical=canonical,
+    copies=lambda parts: {"lm_head.weight": "token_embedding.weight"} if parts["head"].get("tied") else {},
+    files=lambda config, tensors: {"config.yaml": config, "model.pt": tensors},
 )
 
 
@@ -210,21 +227,14 @@ def from_block_stack(weights: Mapping[str, Tensor], *, vocabulary_size: int = 1)
     Raises:
         InputError: they are no block stack, or one that our blocks cannot be.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    stack = stack_prefix(shapes)
+    stack = next((name.removesuffix(FIRST) for name in weights if name.endswith(FIRST)), None)
     if stack is None:
-        raise InputError("These are not the weights of an xLSTMBlockStack: blocks.0.xlstm_norm.weight is missing.")
-    found = structure(shapes, stack)
-    backbone = backbone_in(found, vocabulary_size)
-    network = XLSTM(xlstm_of({"backbone": backbone}))
-    table = entries({"backbone": backbone}, cells=found.get("cells", CELLS), prefix=stack, bare=True)
-    own = to_ours(table, weights.__getitem__)
-    network.load_state_dict(
-        {
-            "embedding.weight": network.embedding.weight.detach(),
-            **{name.removeprefix("backbone."): tensor for name, tensor in own.items()},
-        }
-    )
+        raise InputError(f"These are not the weights of an xLSTMBlockStack: {FIRST} is missing.")
+    found = structure({name: tuple(tensor.shape) for name, tensor in weights.items()}, stack)
+    network = XLSTM(xlstm_of({"backbone": backbone_in(found, vocabulary_size)}))
+    own = to_ours(stack_entries(network.config, stack, cells=found.get("cells", CELLS)), weights.__getitem__)
+    own = {name.removeprefix("backbone."): tensor for name, tensor in own.items()}
+    network.load_state_dict({"embedding.weight": network.embedding.weight.detach(), **own})
     return network.eval()
 
 
@@ -238,8 +248,6 @@ def to_block_stack(network: XLSTM, *, cells: str = CELLS) -> dict[str, Tensor]:
     Raises:
         ConfigError: blocks that the package has not.
     """
-    config = network.config
-    assert isinstance(config, XLSTMConfig)
-    config_out(config, tied=False, context=1)  # checks
-    table = entries({"backbone": config_to_dict(config)}, cells=cells, prefix="", bare=True)
-    return to_theirs(table, {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()})
+    config_out(network.config, tied=False, context=1)  # refuses them
+    own = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
+    return to_theirs(stack_entries(network.config, "", cells=cells), own)

@@ -15,7 +15,7 @@ Structure is read from the shapes, so that no rule of rounding (inner width, fee
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,21 +24,23 @@ from torch import Tensor
 from ...errors import ConfigError, InputError
 from ..configuration import config_from_dict
 from ..layers import round_up
-from ..xlstm import XLSTMConfig
+from ..xlstm_config import XLSTMConfig
 from .table import STACKED, Entry, Join, Parts, reshaped, rows
 
 Shapes = Mapping[str, tuple[int, ...]]
 ROUNDING = 64  # our inner width of an mLSTM block is a multiple of it
-TIED = Join(lambda theirs: theirs[0], lambda own: (own, own.clone()))
+STACK = "xlstm_block_stack."
 
 
-def stack_prefix(names: Mapping[str, Any] | set[str]) -> str | None:
-    """Return what stands before ``blocks.0.`` in the names of an xlstm package model, None for another one."""
-    for name in names:
-        found = re.fullmatch(r"(.*?)blocks\.0\.xlstm_norm(\.submodule)?\.weight", name)
-        if found:
-            return found[1]
-    return None
+def canonical(name: str) -> str:
+    """Return the name of a tensor in an ``xLSTMLMModel``, which may stand inside other modules."""
+    found = re.search(r"(^|\.)((xlstm_block_stack|token_embedding|lm_head)\..*)", name)
+    return found[2] if found else name
+
+
+def has_stack(names: Collection[str]) -> bool:
+    """Return whether these are the names of a model with a stack of xLSTM blocks, as they stand in its files."""
+    return any(re.search(r"(^|\.)xlstm_block_stack\.blocks\.0\.xlstm_norm\.", name) for name in names)
 
 
 def structure(shapes: Shapes, stack: str) -> dict[str, Any]:
@@ -60,7 +62,9 @@ def structure(shapes: Shapes, stack: str) -> dict[str, Any]:
     values = {key: found[0] for key, found in seen.items() if found}
     differing = [key for key, found in seen.items() if key != "inner" and len(set(found)) > 1]
     if differing:
-        raise InputError(f"Blocks with unequal {' and '.join(differing)} ({seen[differing[0]]}) cannot be one backbone.")
+        raise InputError(
+            f"Blocks with unequal {' and '.join(differing)} ({seen[differing[0]]}) cannot be one backbone."
+        )
     inner = seen.get("inner", [])
     width = shapes[f"{stack}blocks.0.xlstm_norm{wrap}.weight"][0]
     return {
@@ -97,7 +101,9 @@ def _slstm(shapes: Shapes, block: str, cell: str, wrap: str) -> Iterator[tuple[s
     elif third == 4 * second:
         yield "cells", "cuda"
     else:
-        raise InputError(f"{cell}slstm_cell._recurrent_kernel_ has shape {[heads, second, third]}, which is no sLSTM's.")
+        raise InputError(
+            f"{cell}slstm_cell._recurrent_kernel_ has shape {[heads, second, third]}, which is no sLSTM's."
+        )
 
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
@@ -132,19 +138,19 @@ def gelu_width(structure: Mapping[str, Any]) -> int | None:
     return None if width in (None, round_up(1.3 * structure["width"], ROUNDING)) else width
 
 
-def entries(parts: Parts, *, cells: str, prefix: str, bare: bool = False) -> list[Entry]:
-    """Return the table of a model.
-
-    Args:
-        parts: ours.
-        cells: "vanilla" or "cuda", the layout of their sLSTM cells.
-        prefix: of all their names.
-        bare: their model is the stack of blocks alone, without embedding and head.
-    """
+def entries(parts: Parts, *, cells: str) -> list[Entry]:
+    """Return the table of a model; ``cells`` is the layout of their sLSTM cells, "vanilla" or "cuda"."""
     config = xlstm_of(parts)
-    stack = prefix if bare else f"{prefix}xlstm_block_stack."
     shared = config.complement is not None
-    wrap = ".submodule" if shared else ""
+    embedding = f"token_embedding.{'embedding.' if shared else ''}weight"
+    decoder = f"lm_head.{'lm_head.' if shared else ''}weight"
+    found = [Entry("backbone.embedding.weight", (embedding,)), *stack_entries(config, STACK, cells=cells)]
+    return found if parts["head"].get("tied") else [*found, Entry("head.weight", (decoder,))]
+
+
+def stack_entries(config: XLSTMConfig, stack: str, *, cells: str) -> list[Entry]:
+    """Return the entries of the blocks and the norm behind them; ``stack`` is what their names begin with."""
+    wrap = "" if config.complement is None else ".submodule"
     found = []
     for i, kind in enumerate(config.kinds):
         own, block, cell = f"backbone.blocks.{i}.", f"{stack}blocks.{i}.", f"{stack}blocks.{i}.xlstm{wrap}."
@@ -160,13 +166,7 @@ def entries(parts: Parts, *, cells: str, prefix: str, bare: bool = False) -> lis
             found += _mlstm_entries(config, own, cell)
     if config.post_blocks_norm:
         found.append(Entry("backbone.norm.weight", (f"{stack}post_blocks_norm{wrap}.weight",)))
-    if bare:
-        return found
-    embedding = f"{prefix}token_embedding.{'embedding.' if shared else ''}weight"
-    decoder = f"{prefix}lm_head.{'lm_head.' if shared else ''}weight"
-    if parts["head"].get("tied"):
-        return [*found, Entry("backbone.embedding.weight", (embedding, decoder), TIED)]
-    return [*found, Entry("backbone.embedding.weight", (embedding,)), Entry("head.weight", (decoder,))]
+    return found
 
 
 def _mlstm_entries(config: XLSTMConfig, own: str, cell: str) -> Iterator[Entry]:

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ...errors import ConfigError, InputError
-from ..xlstm import XLSTMConfig
-from .table import Checkpoint, CheckpointFormat, Entry, Parts, rows
-from .tokenizers import text_files, text_tokenizer
-from .values import must_hold, refuse, value_of
+from ..xlstm_config import XLSTMConfig
+from .table import Checkpoint, CheckpointFormat, Entry, Parts, rows, setting
+from .tokenizers import text_tokenizer, tokenizer_files
+from .values import must_hold, refuse
 from .xlstm import context_of
 from .xlstm_keys import flattened, xlstm_of
 
@@ -69,11 +69,11 @@ def _config_in(checkpoint: Checkpoint, config: Mapping[str, Any], embedding: str
         "depth": depth,
         "heads": heads,
         "blocks": "mlstm-7b",
-        "qk_factor": _share(qk_width, width, value_of(config, "qk_dim_factor", (float, int), 0.5)),
+        "qk_factor": _share(qk_width, width, setting(config, "qk_dim_factor", float, 0.5)),
         "gate_cap": _cap(config, "gate_soft_cap", 15.0),
         "feed_forward_width": None if feed_forward == _published_width(width) else feed_forward,
-        "norm_eps": value_of(config, "norm_eps", (float, int), 1e-6),
-        "post_blocks_norm": value_of(config, "add_out_norm", bool, True),
+        "norm_eps": setting(config, "norm_eps", float, 1e-6),
+        "post_blocks_norm": setting(config, "add_out_norm", bool, True),
     }
     return {
         "tokenizer": _tokenizer_in(checkpoint, vocabulary_size),
@@ -92,7 +92,7 @@ def _tokenizer_in(checkpoint: Checkpoint, vocabulary_size: int) -> dict[str, Any
 
 def _cap(config: Mapping[str, Any], key: str, default: float) -> float | None:
     """A soft cap, None where the key is there and null: then nothing is capped."""
-    return None if key in config and config[key] is None else value_of(config, key, (float, int), default)
+    return None if key in config and config[key] is None else setting(config, key, float, default)
 
 
 def _check(config: Mapping[str, Any], seen: Mapping[str, int]) -> None:
@@ -219,7 +219,8 @@ XLSTM_LARGE = CheckpointFormat(
     config_in=_large_in,
     config_out=_large_out,
     table=lambda parts: _table(parts, "embedding.weight"),
-    files_out=text_files,
+    files=lambda config, tensors: {"config.yaml": config, "model.safetensors": tensors},
+    files_out=tokenizer_files,
 )
 
 HF_XLSTM = CheckpointFormat(
@@ -229,5 +230,5 @@ HF_XLSTM = CheckpointFormat(
     config_in=_hf_in,
     config_out=_hf_out,
     table=lambda parts: _table(parts, "backbone.embeddings.weight"),
-    files_out=text_files,
+    files_out=tokenizer_files,
 )

@@ -1,4 +1,4 @@
-"""The xlstm package's models, read and written: every hidden layer, the logits, the state, and the weights bit by bit."""
+"""The xlstm package's models, read and written: every hidden layer, the logits, the state, each bit of the weights."""
 
 from dataclasses import asdict
 from functools import partial
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processive.backbones import build, config_from_dict
+from processive.backbones import build, config_from_dict, config_to_dict
 from processive.backbones.formats.table import Checkpoint, shapes_of_theirs, to_ours, to_theirs
 from processive.backbones.formats.xlstm import XLSTM_PACKAGE, from_block_stack, to_block_stack
 from processive.backbones.formats.xlstm_keys import cell_layout
@@ -35,15 +35,15 @@ def settings(kinds="mms", width=32, heads=2, *, taps=4, block=4, factor=2.0, fee
     """The package's configuration: m and s say which block stands where."""
     mlstm = mLSTMLayerConfig(conv1d_kernel_size=taps, qkv_proj_blocksize=block, num_heads=heads, proj_factor=factor)
     slstm = sLSTMLayerConfig(backend="vanilla", num_heads=heads, conv1d_kernel_size=taps)
-    return dict(
-        mlstm_block=mLSTMBlockConfig(mlstm) if "m" in kinds else None,
-        slstm_block=sLSTMBlockConfig(slstm, feed_forward or FeedForwardConfig()) if "s" in kinds else None,
-        slstm_at=[i for i, kind in enumerate(kinds) if kind == "s"],
-        num_blocks=len(kinds),
-        embedding_dim=width,
-        context_length=max(LENGTHS),
+    return {
+        "mlstm_block": mLSTMBlockConfig(mlstm) if "m" in kinds else None,
+        "slstm_block": sLSTMBlockConfig(slstm, feed_forward or FeedForwardConfig()) if "s" in kinds else None,
+        "slstm_at": [i for i, kind in enumerate(kinds) if kind == "s"],
+        "num_blocks": len(kinds),
+        "embedding_dim": width,
+        "context_length": max(LENGTHS),
         **other,
-    )
+    }
 
 
 MODELS = {
@@ -80,7 +80,7 @@ def theirs_of(name, dtype=torch.float32, *, eps=1e-6):
 def checkpoint_of(model, config=None, **tensors):
     weights = {**model.state_dict(), **tensors}
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    return Checkpoint(Path("."), asdict(model.config) if config is None else config, shapes), weights
+    return Checkpoint(Path(), asdict(model.config) if config is None else config, shapes), weights
 
 
 def read(checkpoint, weights, format=XLSTM_PACKAGE):
@@ -91,7 +91,9 @@ def read(checkpoint, weights, format=XLSTM_PACKAGE):
     model = LanguageModel(
         tokenizer_from_dict(parts["tokenizer"]), config_from_dict(parts["backbone"]), HeadConfig(**parts["head"])
     )
-    assert shapes_of_theirs(table, model.state_dict()) == checkpoint.shapes
+    copies = format.copies(parts)
+    expected = {name: shape for name, shape in checkpoint.shapes.items() if name not in copies}
+    assert shapes_of_theirs(table, model.state_dict()) == expected
     model.load_state_dict(to_ours(table, weights.__getitem__), assign=True)
     return model.eval(), parts
 
@@ -145,7 +147,9 @@ def test_streamed_tokens_equal_the_package_stepping(name):
             c, n, m = cell["mlstm_state"]  # their k is scaled
             scale = block.cell[0].shape[-2] ** 0.5
             assert (block.cell[0] * block.cell[2].exp()[..., None, None] - c * m.exp() * scale).abs().max() <= 1e-9
-            assert (block.cell[1] - n[..., 0] * scale * (m[..., 0] - block.cell[2][..., None]).exp()).abs().max() <= 1e-9
+            assert (
+                block.cell[1] - n[..., 0] * scale * (m[..., 0] - block.cell[2][..., None]).exp()
+            ).abs().max() <= 1e-9
         else:
             for part, want in zip(block.cell, cell["slstm_state"], strict=True):
                 assert (part.flatten(1) - want).abs().max() <= 1e-12
@@ -156,24 +160,22 @@ def test_streamed_tokens_equal_the_package_stepping(name):
 def test_written_weights_load_strictly_and_are_the_same_bits(name):
     theirs = theirs_of(name)
     ours, parts = read(*checkpoint_of(theirs))
-    written = to_theirs(XLSTM_PACKAGE.table(parts), ours.state_dict())
+    written = with_copies(parts, to_theirs(XLSTM_PACKAGE.table(parts), ours.state_dict()))
     assert set(written) == set(theirs.state_dict())
     for key, tensor in theirs.state_dict().items():
         assert torch.equal(written[key], tensor), key
-    full = {**parts, "backbone": {**plain(ours.backbone.config)}}
+    full = {**parts, "backbone": config_to_dict(ours.backbone.config)}
     del full["foreign"]
     config = XLSTM_PACKAGE.config_out(full)
     again = rebuilt(config)
-    again.load_state_dict(to_theirs(XLSTM_PACKAGE.table(full), ours.state_dict()), strict=True)
+    again.load_state_dict(with_copies(full, to_theirs(XLSTM_PACKAGE.table(full), ours.state_dict())), strict=True)
     tokens = torch.randint(0, 11, (2, 13))
     assert torch.equal(again.eval()(tokens), xLSTMLMModel.forward(theirs, tokens))
     assert XLSTM_PACKAGE.recognise(config, set(written))
 
 
-def plain(config):
-    from processive.backbones import config_to_dict
-
-    return config_to_dict(config)
+def with_copies(parts, tensors):
+    return tensors | {name: tensors[other] for name, other in XLSTM_PACKAGE.copies(parts).items()}
 
 
 def rebuilt(config):
@@ -267,19 +269,25 @@ def test_shapes_that_are_not_ours_are_refused():
     ]:
         checkpoint, _ = checkpoint_of(theirs)
         with pytest.raises(InputError, match=match):
-            XLSTM_PACKAGE.config_in(Checkpoint(Path("."), {}, {**checkpoint.shapes, name: shape}))
+            XLSTM_PACKAGE.config_in(Checkpoint(Path(), {}, {**checkpoint.shapes, name: shape}))
     with pytest.raises(ConfigError, match="'vanilla' or 'cuda'"):
         cell_layout("triton", 2, 8)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"norm_offset": False}, {"direction": "alternating"}, {"blocks": "mlstm-7b"}, {"rotary": "head"}, {"norm_eps": 1e-6}],
+    [
+        {"norm_offset": False},
+        {"direction": "alternating"},
+        {"blocks": "mlstm-7b"},
+        {"rotary": "head"},
+        {"norm_eps": 1e-6},
+    ],
     ids=str,
 )
 def test_what_the_package_has_not_is_not_written(change):
     ours, parts = read(*checkpoint_of(theirs_of("mlstm")))
-    backbone = {**plain(ours.backbone.config), **change}
+    backbone = {**config_to_dict(ours.backbone.config), **change}
     build(config_from_dict(backbone))
     with pytest.raises(ConfigError):
         XLSTM_PACKAGE.config_out({**parts, "backbone": backbone})
