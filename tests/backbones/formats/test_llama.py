@@ -1,9 +1,11 @@
 """Llama and Mistral have the numbers of transformers, from its files and back in them (random weights)."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from processive import models
 from processive.backbones.formats import HF_LLAMA
 from processive.backbones.formats.table import Checkpoint
@@ -56,14 +58,10 @@ def their_layers(theirs, batch):
     return [layer[mask] for layer in found.hidden_states], found.logits[mask]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_layers_and_logits_equal_transformers(variant, dtype, perturb, batch, tmp_path):
-    theirs = llama(perturb, **VARIANTS[variant]).to(dtype)
-    ours = models.load(saved(theirs, tmp_path))
-    assert next(ours.parameters()).dtype == dtype
+def compare(theirs, ours, batch, within, monkeypatch):
+    """Assert that every hidden layer and the logits are equal."""
     layers, logits = their_layers(theirs, batch)
-    within = 1e-4 if dtype == torch.float32 else 1e-9
+    monkeypatch.undo()
     with torch.no_grad():
         found = ours.backbone.hidden_layers(batch)
         found_logits = ours(batch)[0]
@@ -72,6 +70,29 @@ def test_layers_and_logits_equal_transformers(variant, dtype, perturb, batch, tm
         assert (ours_layer - layer).abs().max() <= within
     assert (found_logits - logits).abs().max() <= within
     assert logits.std() > 0.1
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layers_and_logits_equal_transformers(variant, perturb, batch, tmp_path, monkeypatch):
+    theirs = llama(perturb, **VARIANTS[variant])
+    compare(theirs, models.load(saved(theirs, tmp_path)), batch, 1e-4, monkeypatch)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layers_and_logits_equal_transformers_in_float64(variant, perturb, batch, tmp_path, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    theirs = llama(perturb, **VARIANTS[variant]).double()
+    ours = models.load(saved(theirs, tmp_path))
+    assert next(ours.parameters()).dtype == torch.float64
+    # Their norms and angles are of float32 whatever the weights are of.
+    width = theirs.config.head_dim
+    theirs.model.rotary_emb.inv_freq = 5000.0 ** (-torch.arange(0, width, 2).double() / width)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(
+        LlamaRMSNorm, "forward", lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
+    )
+    compare(theirs, ours, batch, 1e-9, monkeypatch)
 
 
 def test_streaming_equals_transformers(perturb, tmp_path):
@@ -152,7 +173,7 @@ def test_rotary_base_of_either_version(version):
     shape = {key: value for key, value in SHAPE.items() if key != "rope_theta"}
     rope = {"rope_theta": 5e5} if version == 4 else {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
     config = {**shape, **rope, "model_type": "llama", "architectures": ["GENERatorForCausalLM"]}
-    assert HF_LLAMA.config_in(Checkpoint(None, config, {}))["backbone"]["rotary_base"] == 5e5
+    assert HF_LLAMA.config_in(Checkpoint(Path(), config, {}))["backbone"]["rotary_base"] == 5e5
 
 
 @pytest.mark.parametrize(
@@ -191,5 +212,5 @@ def test_parameters_of_the_published_generator():
         **SHAPE, "hidden_size": 3072, "intermediate_size": 8448, "num_hidden_layers": 30, "num_attention_heads": 32,
         "num_key_value_heads": 4, "model_type": "llama", "architectures": ["GENERatorForCausalLM"],
     }  # fmt: skip
-    entries = HF_LLAMA.table(HF_LLAMA.config_in(Checkpoint(None, config, {})))
+    entries = HF_LLAMA.table(HF_LLAMA.config_in(Checkpoint(Path(), config, {})))
     assert len({name for entry in entries for name in entry.foreign}) == 273
