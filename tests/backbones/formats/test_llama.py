@@ -87,8 +87,12 @@ def test_layers_and_logits_equal_transformers_in_float64(variant, perturb, batch
     assert next(ours.parameters()).dtype == torch.float64
     # Their norms and angles are of float32 whatever the weights are of.
     width = theirs.config.head_dim
-    theirs.model.rotary_emb.inv_freq = 5000.0 ** (-torch.arange(0, width, 2).double() / width)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+    def angles(x, position_ids):
+        turned = position_ids[..., None] * 5000.0 ** (-torch.arange(0, width, 2).double() / width).tile(2)
+        return turned.cos(), turned.sin()
+
+    theirs.model.rotary_emb.forward = angles
     monkeypatch.setattr(
         LlamaRMSNorm, "forward", lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
     )
