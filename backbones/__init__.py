@@ -4,7 +4,7 @@ from .backbone import Backbone, Memory
 from .configuration import AnyConfig, build, config_from_dict, config_to_dict, from_plain
 from .state import BackboneState
 from .transformer_config import TransformerConfig
-from .xlstm import XLSTMConfig
+from .xlstm_config import XLSTMConfig
 
 __all__ = [
     "AnyConfig",

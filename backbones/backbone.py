@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from ..sequences import PackedBatch
 from .decoding import decode, decodes
 from .layers import small_init_
 from .state import BackboneState
+from .strands import both_strands, joined_strands, twice
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class BackboneConfig(ABC):
         vocabulary_size: rows of the embedding; may be padded beyond the tokens there are.
         width: channels of the residual stream.
         depth: number of blocks.
+        complement: id of the complement of each token id, its own where it has none, for reverse-complement parameter
+            sharing: the network reads each sequence and its reverse complement, and hidden states have twice the width,
+            ``[h(x); h(rc x), tokens and channels in reverse order]``. Such a network is not causal.
     """
 
     family: ClassVar[str]
@@ -34,11 +38,27 @@ class BackboneConfig(ABC):
     vocabulary_size: int
     width: int
     depth: int
+    complement: tuple[int, ...] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        ids = self.complement
+        if ids is None:
+            return
+        if len(ids) != self.vocabulary_size:
+            raise ConfigError(f"complement has {len(ids)} ids; the vocabulary_size is {self.vocabulary_size}.")
+        wrong = [i for i, other in enumerate(ids) if not 0 <= other < len(ids) or ids[other] != i]
+        if wrong:
+            raise ConfigError(f"The complement of the complement of token {wrong[0]} is not the token.")
 
     @property
     @abstractmethod
     def causal(self) -> bool:
         """Whether no token sees a later one."""
+
+    @property
+    def hidden_width(self) -> int:
+        """Channels of the hidden states."""
+        return self.width if self.complement is None else 2 * self.width
 
     @property
     def streams(self) -> bool:
@@ -80,7 +100,7 @@ class Backbone(nn.Module, ABC):
         small_init_(self.embedding.weight, config.width)
 
     @abstractmethod
-    def context(self, batch: PackedBatch, state: BackboneState | None) -> Any:
+    def context(self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False) -> Any:
         """Return what every block needs to know of the batch."""
 
     def with_memory(self, context: Any, memory: Memory) -> Any:
@@ -125,9 +145,7 @@ class Backbone(nn.Module, ABC):
             raise ConfigError(
                 "A state is given away (reuse_state) only where no gradient is recorded: torch.no_grad()."
             )
-        context = self.context(batch, state)
-        if memory is not None:
-            context = self.with_memory(context, memory)
+        batch, context = self._prepared(batch, state, memory, reuse_state=reuse_state)
         x = self.embed(batch)
         after = []
         one_each = state is not None and return_state and decodes(x, batch)
@@ -136,7 +154,7 @@ class Backbone(nn.Module, ABC):
             found = decode(block, x, old, reuse_state=reuse_state) if one_each else None
             x, new = found or self._run(block, x, context, old, return_state)
             after.append(new)
-        hidden = self.norm(x)
+        hidden = self._joined(self.norm(x), batch)
         if not return_state:
             return hidden, None
         seen = batch.lengths if state is None else state.lengths + batch.lengths
@@ -144,14 +162,27 @@ class Backbone(nn.Module, ABC):
 
     def hidden_layers(self, batch: PackedBatch, *, memory: Memory | None = None) -> list[Float[Tensor, "tokens width"]]:
         """Return depth + 1 tensors: embeddings, then the output of each block, the last one after the final norm."""
-        context = self.context(batch, None)
-        if memory is not None:
-            context = self.with_memory(context, memory)
+        batch, context = self._prepared(batch, None, memory)
         layers = [self.embed(batch)]
         for block in self.blocks:
             layers.append(self._run(block, layers[-1], context, None, False)[0])
         layers[-1] = self.norm(layers[-1])
-        return layers
+        return [self._joined(layer, batch) for layer in layers]
+
+    def _prepared(
+        self, batch: PackedBatch, state: BackboneState | None, memory: Memory | None, *, reuse_state: bool = False
+    ) -> tuple[PackedBatch, Any]:
+        """What the blocks read, the other strands too where the configuration has complements, and its context."""
+        if self.config.complement is not None:
+            batch = both_strands(batch, self.config.complement)
+            if memory is not None:
+                memory = Memory(torch.cat((memory.hidden, memory.hidden)), twice(memory.cu_seqlens))
+        context = self.context(batch, state, reuse_state=reuse_state)
+        return batch, context if memory is None else self.with_memory(context, memory)
+
+    def _joined(self, hidden: Tensor, read: PackedBatch) -> Float[Tensor, "tokens width"]:
+        """Hidden states of the batch that was given, from those of the batch that was read."""
+        return hidden if self.config.complement is None else joined_strands(hidden, read.cu_seqlens)
 
     def _run(
         self, block: nn.Module, x: Tensor, context: Any, state: Any, return_state: bool

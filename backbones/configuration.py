@@ -11,7 +11,8 @@ from ..errors import ConfigError
 from .backbone import Backbone, BackboneConfig
 from .transformer import Transformer
 from .transformer_config import TransformerConfig
-from .xlstm import XLSTM, XLSTMConfig
+from .xlstm import XLSTM
+from .xlstm_config import XLSTMConfig
 
 AnyConfig: TypeAlias = XLSTMConfig | TransformerConfig
 Config = TypeVar("Config")
