@@ -100,7 +100,7 @@ class Backbone(nn.Module, ABC):
         small_init_(self.embedding.weight, config.width)
 
     @abstractmethod
-    def context(self, batch: PackedBatch, state: BackboneState | None) -> Any:
+    def context(self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False) -> Any:
         """Return what every block needs to know of the batch."""
 
     def with_memory(self, context: Any, memory: Memory) -> Any:
@@ -145,7 +145,7 @@ class Backbone(nn.Module, ABC):
             raise ConfigError(
                 "A state is given away (reuse_state) only where no gradient is recorded: torch.no_grad()."
             )
-        batch, context = self._prepared(batch, state, memory)
+        batch, context = self._prepared(batch, state, memory, reuse_state=reuse_state)
         x = self.embed(batch)
         after = []
         one_each = state is not None and return_state and decodes(x, batch)
@@ -170,14 +170,14 @@ class Backbone(nn.Module, ABC):
         return [self._joined(layer, batch) for layer in layers]
 
     def _prepared(
-        self, batch: PackedBatch, state: BackboneState | None, memory: Memory | None
+        self, batch: PackedBatch, state: BackboneState | None, memory: Memory | None, *, reuse_state: bool = False
     ) -> tuple[PackedBatch, Any]:
         """What the blocks read, the other strands too where the configuration has complements, and its context."""
         if self.config.complement is not None:
             batch = both_strands(batch, self.config.complement)
             if memory is not None:
                 memory = Memory(torch.cat((memory.hidden, memory.hidden)), twice(memory.cu_seqlens))
-        context = self.context(batch, state)
+        context = self.context(batch, state, reuse_state=reuse_state)
         return batch, context if memory is None else self.with_memory(context, memory)
 
     def _joined(self, hidden: Tensor, read: PackedBatch) -> Float[Tensor, "tokens width"]:

@@ -28,7 +28,7 @@ class XLSTM(Backbone):
         if config.post_blocks_norm:
             self.norm = make_norm(norm, config.width, config.eps(last), offset=config.norm_offset)
 
-    def context(self, batch: PackedBatch, state: BackboneState | None) -> Context:
+    def context(self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False) -> Context:
         """Return boundaries and positions; without rotary positions, order is all that an xLSTM knows of them."""
         positions = batch.positions
         if self.config.rotary is None or self.config.direction == "causal":

@@ -24,9 +24,9 @@ Fallback = Literal["single", "refuse"]
 
 _NOTHING = 255  # a letter that has no code
 _ORDER = "ATCGN"  # codes 0 to 4, the order in which GENERator counts its k-mers
-_GENERATOR_SPECIALS = tuple(
+_GENERATOR_SPECIALS = (
     "<oov> <s> </s> <pad> <mask> <bog> <eog> <bok> <eok> <+> <-> <cds> <pseudo> <tRNA> <rRNA> <ncRNA> <miscRNA> <mam> "
-    "<vrt> <inv> <pln> <fng> <prt> <arc> <bct> <mit> <plt> <plm> <vir> <sp0> <sp1> <sp2>".split()
+    "<vrt> <inv> <pln> <fng> <prt> <arc> <bct> <mit> <plt> <plm> <vir> <sp0> <sp1> <sp2>"
 )
 
 
@@ -128,7 +128,7 @@ class DNATokenizer:
 class KmerTokenizer:
     """One token per ``k`` bases, not overlapping, counted from the first base.
 
-    The layout is GENERator's: its 32 special tokens, then all k-mers in the order of ``product("ATCG", repeat=k)``; with
+    The layout is GENERator's: its 32 special tokens, then all k-mers as ``product("ATCG", repeat=k)`` has them; with
     ``n`` and ``tail`` both "refuse" that is the whole vocabulary, id for id. Otherwise A, T, C, G and N follow as
     single-base tokens: a window that holds an N, and a tail shorter than ``k``, are written in them, so that nothing
     is lost and every later window stays where it was.
@@ -160,7 +160,7 @@ class KmerTokenizer:
         if not 2 <= k <= 8:
             raise ConfigError(f"{self.name}: k is 2 to 8, not {k}.")
         self.k, self.n, self.tail, self.iupac, self.u, self.end = k, n, tail, iupac, u, end
-        specials = _GENERATOR_SPECIALS
+        specials = tuple(_GENERATOR_SPECIALS.split())
         kmers = ("".join(letters) for letters in product("ATCG", repeat=k))
         singles = _ORDER if "single" in (n, tail) else ""
         roles = {"bos": "<s>", "eos": "</s>", "mask": "<mask>", "pad": "<pad>", "unk": "<oov>"}

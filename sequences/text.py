@@ -119,6 +119,23 @@ class TextTokenizer:
             unknown=data.get("unknown", "refuse"),
         )
 
+    def to_files(self) -> dict[str, str | bytes]:
+        """Return the files, by name, that ``from_folder`` reads, as transformers writes them."""
+        keys = {role: names[-1] for role, names in NAMED.items()}
+        settings: dict[str, Any] = {keys[role]: token for role, token in self.roles.items()}
+        if isinstance(self.model, str):
+            settings |= {"add_bos_token": bool(self.before), "add_eos_token": bool(self.after)}
+            named = {"tokenizer_class": "LlamaTokenizer", "legacy": True, **settings}
+            return {
+                "tokenizer.model": base64.b64decode(self.model),
+                "tokenizer_config.json": json.dumps(named, indent=2),
+            }
+        if self.model["model"]["type"] == "WordPiece":
+            settings |= {NAMED[role][0]: token for role, token in self.roles.items()}
+        named = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings}, indent=2, ensure_ascii=False)
+        whole = json.dumps(self.model, indent=2, ensure_ascii=False)
+        return {"tokenizer.json": whole, "tokenizer_config.json": named}
+
     @classmethod
     def from_sentencepiece(cls, path: str | Path, *, begin: bool = True, end: bool = False) -> TextTokenizer:
         """Read a SentencePiece model, such as Llama's tokenizer.model.
@@ -184,13 +201,15 @@ class TextTokenizer:
             raise InputError(f"This vocabulary has no {absent[0]!r}.", path=path)
         with needs(EXTRA):
             from tokenizers import Tokenizer as Fast
-            from tokenizers import decoders, models, normalizers, pre_tokenizers
-        fast = Fast(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+            from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+        ids = {token: i for i, token in enumerate(tokens)}
+        fast = Fast(models.WordPiece(ids, unk_token="[UNK]"))
         fast.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
         fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         fast.decoder = decoders.WordPiece()
+        fast.post_processor = processors.BertProcessing(*((token, ids[token]) for token in ("[SEP]", "[CLS]")))
         fast.add_special_tokens([*BERT_ROLES.values(), *added])
-        return cls._of(_Fast(json.loads(fast.to_str())), BERT_ROLES, begin=True, end=True)
+        return cls._of(_Fast(json.loads(fast.to_str())), BERT_ROLES, begin=None, end=None)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> TextTokenizer:

@@ -1,9 +1,12 @@
 """Foreign checkpoints: one table per format, read both ways."""
 
+from .bert import HF_BERT
+from .llama import HF_LLAMA
+from .proteinglm import PROTEINGLM
 from .table import Checkpoint, CheckpointFormat, Entry
 from .xlstm import XLSTM_PACKAGE
 from .xlstm_large import HF_XLSTM, XLSTM_LARGE
 
-FORMATS: tuple[CheckpointFormat, ...] = (XLSTM_PACKAGE, XLSTM_LARGE, HF_XLSTM)
+FORMATS: tuple[CheckpointFormat, ...] = (HF_LLAMA, HF_BERT, PROTEINGLM, XLSTM_PACKAGE, XLSTM_LARGE, HF_XLSTM)
 
 __all__ = ["FORMATS", "Checkpoint", "CheckpointFormat", "Entry"]

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...errors import ConfigError, InputError
-from .table import Checkpoint, CheckpointFormat, Entry, Parts, rows
-from .tokenizers import role_ids, text_files, text_tokenizer
-from .values import SIZES, either, must_hold, read_json, refuse, transformer_of, value_of
+from .table import Checkpoint, CheckpointFormat, Entry, Parts, rows, setting
+from .tokenizers import role_ids, text_tokenizer, tokenizer_files
+from .values import SIZES, affine, head_must_hold, must_hold, read_json, refuse, transformer_of
 
 ARCHITECTURES = {
     "llama": ("LlamaForCausalLM", "GENERatorForCausalLM"),  # GENERator's class adds no parameter
@@ -16,9 +16,9 @@ ARCHITECTURES = {
 }
 GENERATOR_TOKENIZER = "DNAKmerTokenizer"
 READABLE = {"hidden_act": ("silu",), "partial_rotary_factor": (1,), "quantization_config": ()}
-FREE = SIZES | {"key_value_heads", "head_width", "attention_bias", "feed_forward_bias", "rotary_base", "window"}
-FREE |= {"bias", "norm_bias"}  # RMSNorm has none
-MOST_POSITIONS = 2048  # transformers' own default; rotary positions have no end
+FREE = SIZES | {"key_value_heads", "head_width", "rotary_base", "window"}
+FREE |= {"bias", "attention_bias", "feed_forward_bias", "norm_bias"}  # of the norms it means nothing: RMSNorm has none
+CONTEXT = 2048  # transformers' own default; rotary positions have no end
 
 
 def _recognise(config: Mapping[str, Any], names: Collection[str]) -> bool:
@@ -27,56 +27,50 @@ def _recognise(config: Mapping[str, Any], names: Collection[str]) -> bool:
 
 def _config_in(checkpoint: Checkpoint) -> Parts:
     config = checkpoint.config
+    kind = setting(config, "model_type", str)
     refuse(config, READABLE)
-    kind = config["model_type"]
-    refuse(
-        {"architectures": next(iter(config.get("architectures") or ()), None)}, {"architectures": ARCHITECTURES[kind]}
-    )
-    heads = value_of(config, "num_attention_heads", int)
-    width = value_of(config, "hidden_size", int)
-    head_width = value_of(config, "head_dim", int, None)
+    for name in config.get("architectures") or ():
+        refuse({"architectures": name}, {"architectures": ARCHITECTURES[kind]})
+    heads, width = setting(config, "num_attention_heads", int), setting(config, "hidden_size", int)
+    head_width = setting(config, "head_dim", int, width // heads)
     backbone = {
         "family": "transformer",
-        "vocabulary_size": value_of(config, "vocab_size", int),
+        "vocabulary_size": setting(config, "vocab_size", int),
         "width": width,
-        "depth": value_of(config, "num_hidden_layers", int),
+        "depth": setting(config, "num_hidden_layers", int),
         "heads": heads,
-        "key_value_heads": value_of(config, "num_key_value_heads", int, 8 if kind == "mistral" else heads),
-        "head_width": None if head_width is None or head_width * heads == width else head_width,
+        "key_value_heads": setting(config, "num_key_value_heads", int, heads),
+        "head_width": None if head_width * heads == width else head_width,
         "direction": "causal",
         "norm": "rms",
-        "norm_eps": value_of(config, "rms_norm_eps", (float, int), 1e-6),
+        "norm_eps": setting(config, "rms_norm_eps", float, 1e-6),
         "activation": "swiglu",
-        "feed_forward_width": value_of(config, "intermediate_size", int),
+        "feed_forward_width": setting(config, "intermediate_size", int),
         "bias": False,
-        "attention_bias": value_of(config, "attention_bias", bool, False),
-        "feed_forward_bias": value_of(config, "mlp_bias", bool, False),
+        "attention_bias": setting(config, "attention_bias", bool, False),
+        "feed_forward_bias": setting(config, "mlp_bias", bool, False),
         "positions": "rotary",
         "rotary_base": _rotary_base(config),
-        "window": value_of(config, "sliding_window", int, None) if kind == "mistral" else None,
+        "window": config.get("sliding_window") if kind == "mistral" else None,
     }
-    context = value_of(config, "max_position_embeddings", int, MOST_POSITIONS)
     return {
         "tokenizer": _tokenizer_in(checkpoint),
         "backbone": backbone,
-        "head": {"kind": "linear", "tied": value_of(config, "tie_word_embeddings", bool, False), "bias": False},
-        "card": {"recipe": {"context": context}},
+        "head": {"kind": "linear", "tied": setting(config, "tie_word_embeddings", bool, False), "bias": False},
+        "card": {"recipe": {"context": setting(config, "max_position_embeddings", int, CONTEXT)}},
     }
 
 
 def _rotary_base(config: Mapping[str, Any]) -> float:
     """Base of the rotary positions: ``rope_parameters`` in transformers 5, ``rope_theta`` and ``rope_scaling`` in 4."""
     for key in ("rope_parameters", "rope_scaling"):
-        scaling = value_of(config, key, dict, {})
+        scaling = config.get(key) or {}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         others = set(scaling) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
         if kind != "default" or others or scaling.get("partial_rotary_factor", 1) != 1:
-            raise InputError(
-                f"The configuration's {key!r} is {scaling!r}; rotary positions can be read unscaled and of whole heads."
-            )
-    parameters = value_of(config, "rope_parameters", dict, {})
-    base: float = value_of(parameters if "rope_theta" in parameters else config, "rope_theta", (float, int), 10000.0)
-    return base
+            raise InputError(f"The configuration's {key} is {scaling!r}; only unscaled rotary positions can be read.")
+    parameters = config.get("rope_parameters") or {}
+    return setting(parameters if "rope_theta" in parameters else config, "rope_theta", float, 10000.0)
 
 
 def _tokenizer_in(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -87,23 +81,19 @@ def _tokenizer_in(checkpoint: Checkpoint) -> dict[str, Any]:
     # An N, or a tail shorter than k, is <oov> there without a word; here it is refused by its position.
     return {
         "name": "dna-kmer",
-        "k": value_of(settings, "k", int, 6),
+        "k": setting(settings, "k", int, 6),
         "n": "refuse",
         "tail": "refuse",
-        "end": value_of(settings, "add_eos_token", bool, False),
+        "end": setting(settings, "add_eos_token", bool, False),
     }
 
 
 def _config_out(parts: Parts) -> dict[str, Any]:
     config, head = transformer_of(parts), parts["head"]
     must_hold(config, fixed={"direction": "causal", "norm": "rms", "activation": "swiglu"}, free=FREE)
-    if head["kind"] != "linear" or head["bias"] or head["soft_cap"] is not None:
-        raise ConfigError("Llama's head is one linear map without a bias or a soft cap.")
+    head_must_hold(head, {"kind": "linear", "bias": False})
     kind = "llama" if config.window is None else "mistral"
-    biases = {
-        "attention_bias": either(config.attention_bias, config.bias),
-        "mlp_bias": either(config.feed_forward_bias, config.bias),
-    }
+    biases = {"attention_bias": config.has_bias("attention"), "mlp_bias": config.has_bias("feed_forward")}
     if kind == "mistral" and any(biases.values()):
         raise ConfigError("A model with a window is written as Mistral, which has no biases.")
     generator = kind == "llama" and parts["tokenizer"]["name"] == "dna-kmer"
@@ -119,7 +109,7 @@ def _config_out(parts: Parts) -> dict[str, Any]:
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": parts.get("card", {}).get("recipe", {}).get("context", MOST_POSITIONS),
+        "max_position_embeddings": parts.get("card", {}).get("recipe", {}).get("context", CONTEXT),
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": bool(head["tied"]),
         "rope_theta": base,
@@ -132,42 +122,36 @@ def _config_out(parts: Parts) -> dict[str, Any]:
 def _table(parts: Parts) -> list[Entry]:
     config = transformer_of(parts)
     heads, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    entries = [Entry("backbone.embedding.weight", ("model.embed_tokens.weight",))]
-    attention, feed_forward = _suffixes(config.attention_bias), _suffixes(config.feed_forward_bias)
+    qkv, gate_up = rows(heads, shared, shared), rows(config.inner, config.inner)
+    bias, inner_bias = config.has_bias("attention"), config.has_bias("feed_forward")
+    entries = affine("backbone.embedding", "model.embed_tokens", bias=False)
     for i in range(config.depth):
         own, theirs = f"backbone.blocks.{i}", f"model.layers.{i}"
-        entries += [
-            Entry(f"{own}.norm.weight", (f"{theirs}.input_layernorm.weight",)),
-            Entry(f"{own}.feed_forward_norm.weight", (f"{theirs}.post_attention_layernorm.weight",)),
-        ]
-        for suffix in attention:
-            parts_of = tuple(f"{theirs}.self_attn.{letter}_proj.{suffix}" for letter in "qkv")
-            entries += [
-                Entry(f"{own}.query_key_value.{suffix}", parts_of, rows(heads, shared, shared)),
-                Entry(f"{own}.out.{suffix}", (f"{theirs}.self_attn.o_proj.{suffix}",)),
-            ]
-        for suffix in feed_forward:
-            parts_of = tuple(f"{theirs}.mlp.{name}_proj.{suffix}" for name in ("gate", "up"))
-            entries += [
-                Entry(f"{own}.feed_forward.up.{suffix}", parts_of, rows(config.inner, config.inner)),
-                Entry(f"{own}.feed_forward.down.{suffix}", (f"{theirs}.mlp.down_proj.{suffix}",)),
-            ]
-    entries.append(Entry("backbone.norm.weight", ("model.norm.weight",)))
-    if not parts["head"]["tied"]:
-        entries.append(Entry("head.weight", ("lm_head.weight",)))
-    return entries
+        attention = f"{theirs}.self_attn"
+        of_three = (f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj")
+        entries += affine(f"{own}.norm", f"{theirs}.input_layernorm", bias=False)
+        entries += affine(f"{own}.query_key_value", of_three, qkv, bias=bias)
+        entries += affine(f"{own}.out", f"{attention}.o_proj", bias=bias)
+        entries += affine(f"{own}.feed_forward_norm", f"{theirs}.post_attention_layernorm", bias=False)
+        of_two = (f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj")
+        entries += affine(f"{own}.feed_forward.up", of_two, gate_up, bias=inner_bias)
+        entries += affine(f"{own}.feed_forward.down", f"{theirs}.mlp.down_proj", bias=inner_bias)
+    entries += affine("backbone.norm", "model.norm", bias=False)
+    return entries if parts["head"]["tied"] else [*entries, *affine("head", "lm_head", bias=False)]
 
 
-def _suffixes(bias: bool | None) -> tuple[str, ...]:
-    return ("weight", "bias") if bias else ("weight",)
+def _copies(parts: Parts) -> dict[str, str]:
+    return {"lm_head.weight": "model.embed_tokens.weight"} if parts["head"]["tied"] else {}
 
 
 HF_LLAMA = CheckpointFormat(
     name="hf-llama",
-    title="Llama, Mistral, GENERator, ProLLaMA (transformers)",
+    title="Llama, Mistral, GENERator, ProLLaMA in transformers",
     recognise=_recognise,
     config_in=_config_in,
     config_out=_config_out,
     table=_table,
-    files_out=text_files,
+    copies=_copies,
+    unused=("model.layers.*.self_attn.rotary_emb.inv_freq",),  # follows from rope_theta; older versions store it
+    files_out=tokenizer_files,
 )

@@ -1,4 +1,4 @@
-"""What the configurations of foreign checkpoints have in common: values read, and refused, by the name of their key."""
+"""What the configurations of foreign checkpoints have in common: settings refused by name, in and out."""
 
 from __future__ import annotations
 
@@ -11,27 +11,9 @@ from typing import Any
 from ...errors import ConfigError, InputError
 from ..configuration import config_from_dict
 from ..transformer import TransformerConfig
-from .table import Parts
+from .table import SAME, Entry, Join, Parts
 
-REQUIRED = object()
 SIZES = frozenset({"vocabulary_size", "width", "depth", "heads", "feed_forward_width", "norm_eps", "dropout"})
-
-
-def value_of(config: Mapping[str, Any], key: str, kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
-    """Return ``config[key]``, or ``default`` where the key is absent or null.
-
-    Raises:
-        InputError: the key is absent and there is no default, or the value is of another type.
-    """
-    value = config.get(key)
-    if value is None:
-        if default is REQUIRED:
-            raise InputError(f"The configuration has no {key!r}.")
-        return default
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise InputError(f"The configuration's {key!r} is {value!r}, which is no {kinds[0].__name__}.")
-    return value
 
 
 def refuse(config: Mapping[str, Any], readable: Mapping[str, Collection[Any]]) -> None:
@@ -44,7 +26,7 @@ def refuse(config: Mapping[str, Any], readable: Mapping[str, Collection[Any]]) -
         value = config.get(key)
         if value is not None and value not in values:
             able = f"only {', '.join(map(repr, values))} can be read" if values else "that cannot be read"
-            raise InputError(f"The configuration's {key!r} is {value!r}; {able}.")
+            raise InputError(f"The configuration's {key} is {value!r}; {able}.")
 
 
 def transformer_of(parts: Parts) -> TransformerConfig:
@@ -55,7 +37,7 @@ def transformer_of(parts: Parts) -> TransformerConfig:
     """
     config = config_from_dict(parts["backbone"])
     if not isinstance(config, TransformerConfig):
-        raise ConfigError(f"This format holds transformers, and the backbone is an {config.family}.")
+        raise ConfigError(f"This format holds transformers, and the backbone is of the family {config.family!r}.")
     return config
 
 
@@ -69,15 +51,32 @@ def must_hold(config: object, *, fixed: Mapping[str, Any], free: Collection[str]
         if field.name in free:
             continue
         value = getattr(config, field.name)
-        default = field.default if field.default is not MISSING else None
-        wanted = fixed.get(field.name, default)
+        wanted = fixed.get(field.name, None if field.default is MISSING else field.default)
         if value != wanted:
             raise ConfigError(f"This format holds models with {field.name} {wanted!r}, and here it is {value!r}.")
 
 
-def either(setting: bool | None, otherwise: bool) -> bool:
-    """Return ``setting``, or ``otherwise`` where it is None."""
-    return otherwise if setting is None else setting
+def head_must_hold(head: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to write a head that a format cannot hold: ``wanted`` is said, and nothing else is set.
+
+    Raises:
+        ConfigError: names the setting, its value and the one that the format holds.
+    """
+    given = {**head}
+    for name in ("tied", "bias"):
+        given[name] = head["kind"] == "esm" if head.get(name) is None else head[name]
+    for name, value in {"soft_cap": None, **wanted}.items():
+        if given.get(name) != value:
+            raise ConfigError(f"This format holds heads with {name} {value!r}, and here it is {given.get(name)!r}.")
+    if head.get("conditions"):
+        raise ConfigError("This format holds heads without conditions.")
+
+
+def affine(own: str, theirs: str | tuple[str, ...], join: Join = SAME, *, bias: bool = True) -> list[Entry]:
+    """Return the entries of a weight and, where there is one, its bias, made of theirs in the same way."""
+    names = (theirs,) if isinstance(theirs, str) else theirs
+    suffixes = ("weight", "bias") if bias else ("weight",)
+    return [Entry(f"{own}.{suffix}", tuple(f"{name}.{suffix}" for name in names), join) for suffix in suffixes]
 
 
 def read_json(path: Path) -> dict[str, Any]:
