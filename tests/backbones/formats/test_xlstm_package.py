@@ -11,7 +11,7 @@ from processive.backbones.formats.table import Checkpoint, shapes_of_theirs, to_
 from processive.backbones.formats.xlstm import XLSTM_PACKAGE, from_block_stack, to_block_stack
 from processive.backbones.formats.xlstm_keys import cell_layout
 from processive.errors import ConfigError, InputError
-from processive.models import HeadConfig, LanguageModel
+from processive.models import HeadConfig, LanguageModel, load
 from processive.sequences import PackedBatch, tokenizer_from_dict
 
 pytest.importorskip("xlstm")
@@ -291,3 +291,25 @@ def test_what_the_package_has_not_is_not_written(change):
     build(config_from_dict(backbone))
     with pytest.raises(ConfigError):
         XLSTM_PACKAGE.config_out({**parts, "backbone": backbone})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mixed", "tied"])
+def test_a_folder_is_loaded_and_written_back(name, tmp_path, same):
+    import yaml
+
+    theirs = theirs_of(name)
+    config = {key: value for key, value in asdict(theirs.config).items() if key != "_block_map"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.save({"state_dict": {f"model.{key}": tensor for key, tensor in theirs.state_dict().items()}}, tmp_path / "a.ckpt")
+    ours = load(tmp_path)
+    ours.save(tmp_path / "written", format="xlstm")
+    again = rebuilt(yaml.safe_load((tmp_path / "written" / "config.yaml").read_text())).eval()
+    written = torch.load(tmp_path / "written" / "model.pt", weights_only=True)
+    same(written, dict(theirs.state_dict()))
+    again.load_state_dict(written, strict=True)
+    tokens = torch.randint(0, 11, (1, 13))
+    assert torch.equal(again(tokens), theirs(tokens))
+    assert (ours(PackedBatch.from_sequences([tokens[0]]))[0] - again(tokens)[0]).abs().max() <= 1e-4
+    ours.save(tmp_path / "own")
+    same(dict(load(tmp_path / "own").state_dict()), dict(ours.state_dict()))
