@@ -33,9 +33,7 @@ def build_model(tokenizer: Tokenizer, config: Mapping[str, Any], cls: type[Model
         )
 
 
-def wanted_dtypes(
-    model: LanguageModel, names: Sequence[str], dtype: torch.dtype | None
-) -> list[torch.dtype | None]:
+def wanted_dtypes(model: LanguageModel, names: Sequence[str], dtype: torch.dtype | None) -> list[torch.dtype | None]:
     """Return the dtype that each tensor of floats is to have, None for the stored one.
 
     One narrower than float32 is for the matrices of the linear maps alone, nearly all of a model: embeddings, norms,

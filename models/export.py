@@ -6,17 +6,20 @@ import json
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..backbones import config_to_dict
-from ..backbones.formats.table import to_theirs
-from ..errors import needs
-from ..sequences import replacing, tokenizer_to_dict
+from ..backbones import TransformerConfig, config_from_dict, config_to_dict, from_plain
+from ..backbones.formats import Checkpoint, CheckpointFormat
+from ..backbones.formats.table import Parts, to_theirs
+from ..errors import ConfigError, InputError, needs
+from ..sequences import replacing, tokenizer_from_dict, tokenizer_to_dict
 from .foreign import format_named
+from .head import HeadConfig
 from .language_model import LanguageModel
 
 
@@ -32,6 +35,7 @@ def save_as(model: LanguageModel, folder: str | Path, format: str) -> None:
         "tokenizer": tokenizer_to_dict(model.tokenizer),
         "backbone": config_to_dict(model.backbone.config),
         "head": asdict(model.head.config),
+        "card": asdict(model.card),
     }
     config = chosen.config_out(parts)
     own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -40,7 +44,9 @@ def save_as(model: LanguageModel, folder: str | Path, format: str) -> None:
     for name, constant in chosen.constants(parts).items():
         tensors[name] = constant.to(kind) if constant.is_floating_point() else constant
     copies = chosen.copies(parts)
-    files: dict[str, Any] = chosen.files(config, tensors) | chosen.files_out(parts)
+    tensors.update({name: tensors[other] for name, other in copies.items()})
+    _check(chosen, parts, config, tensors)
+    files: dict[str, Any] = {**chosen.files(config, tensors), **chosen.files_out(parts)}
     with ExitStack() as stack:
         # Left in reverse order: the weights take their place first and the configuration last, as in files.save.
         places = {name: stack.enter_context(replacing(Path(folder) / name)) for name in files}
@@ -48,9 +54,57 @@ def save_as(model: LanguageModel, folder: str | Path, format: str) -> None:
             _write(places[name], content, copies)
 
 
+def _check(chosen: CheckpointFormat, parts: Parts, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Read the checkpoint back before it is written: what a format has no place for would be lost without a word.
+
+    Raises:
+        ConfigError: a setting would be read as another.
+    """
+    with TemporaryDirectory() as folder:
+        for name, content in chosen.files_out(parts).items():
+            _write(Path(folder) / name, content, {})
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        try:
+            back = chosen.config_in(Checkpoint(Path(folder), config, shapes, tensors.__getitem__))
+        except InputError as error:
+            raise ConfigError(f"The format {chosen.name} cannot hold this model: {error.reason}") from None
+    wanted, found = _effective(parts), _effective(back)
+    lost = [
+        f"{name} is {value!r} and would become {found[name]!r}"
+        for name, value in wanted.items()
+        if value != found[name]
+    ]
+    if lost:
+        raise ConfigError(f"The format {chosen.name} cannot hold this model: {'; '.join(lost)}.")
+
+
+def _effective(parts: Parts) -> dict[str, Any]:
+    """What a model computes with, None and defaults resolved; what only training uses is left out."""
+    config, head = config_from_dict(parts["backbone"]), from_plain(HeadConfig, parts["head"], what="head")
+    plain = config_to_dict(config)
+    if isinstance(config, TransformerConfig):
+        norms = ("norm", "post_blocks_norm") if config.norm == "layer" else ()  # an RMSNorm never has a bias
+        for part in ("attention", "feed_forward", *norms):
+            plain[f"{part}_bias"] = config.has_bias(part)
+        sizes = {"key_value_heads": config.kv_heads, "head_width": config.head_dim, "feed_forward_width": config.inner}
+        plain |= {"bias": None, **sizes}
+        # Exact frequencies stay exact in our own format alone; nobody else writes them down or computes in float64.
+        plain["rotary_precision"] = config.rotary_precision or "float32"
+        if not config.rotates:
+            plain |= {"rotary_base": None, "rotary_precision": None}
+    plain["dropout"] = None
+    end = asdict(head) | {"tied": head.is_tied, "bias": head.has_bias}
+    if head.kind == "linear":
+        end |= {"norm_eps": None, "activation": None}
+    tokens = tokenizer_from_dict(parts["tokenizer"]).vocabulary.tokens
+    return {**plain, **{f"head.{name}": value for name, value in end.items()}, "vocabulary": tokens}
+
+
 def _write(path: Path, content: Any, copies: dict[str, str]) -> None:
     suffix = path.suffix
-    if isinstance(content, str):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, str):
         path.write_text(content, encoding="utf-8")
     elif suffix == ".json":
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -59,6 +113,13 @@ def _write(path: Path, content: Any, copies: dict[str, str]) -> None:
             import yaml  # comes with huggingface_hub
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     elif suffix == ".safetensors":
-        save_file(content, path, metadata={"format": "pt"})
+        save_file({name: part for name, part in content.items() if name not in copies}, path, metadata={"format": "pt"})
     else:
         torch.save(_alone(content), path)
+
+
+def _alone(content: Any) -> Any:
+    """Each tensor in memory of its own, as ``torch.save`` writes all the memory that a tensor is part of."""
+    if isinstance(content, Tensor):
+        return content if content.untyped_storage().nbytes() == content.nbytes else content.clone()
+    return {name: _alone(part) for name, part in content.items()} if isinstance(content, dict) else content

@@ -57,9 +57,7 @@ def save(model: LanguageModel, folder: str | Path) -> None:
         config_file.write_text(text, encoding="utf-8")
 
 
-def load_own(
-    folder: Path, cls: type[Model], *, device: str | torch.device, dtype: torch.dtype | None
-) -> Model:
+def load_own(folder: Path, cls: type[Model], *, device: str | torch.device, dtype: torch.dtype | None) -> Model:
     """Read what ``save`` wrote, in evaluation mode; see ``load``."""
     config_file = check_file(folder / CONFIG)
     config = read_config(config_file)

@@ -104,9 +104,7 @@ class Reading:
         except InputError as error:
             if error.path is not None:
                 raise
-            raise InputError(
-                f"As {self.format.name}: {error.reason}", path=self.found.path, hint=error.hint
-            ) from None
+            raise InputError(f"As {self.format.name}: {error.reason}", path=self.found.path, hint=error.hint) from None
 
     def check(self, parts: Parts, entries: Sequence[Entry], own: Mapping[str, Tensor]) -> None:
         """Compare names, shapes, constants and copies with what the configuration means.
@@ -127,7 +125,9 @@ class Reading:
                     text = f"{name} -> {owner[name]} has shape {list(shape)} in place of {list(expected[name])}"
                     wrong.append(text)
             elif name in constants:
-                wrong += [f"{raw} has other values than the model's" for raw in spelled if self._off(raw, constants[name])]
+                wrong += [
+                    f"{raw} has other values than the model's" for raw in spelled if self._off(raw, constants[name])
+                ]
             elif name in copies:
                 wrong += [f"{raw} differs from {copies[name]}" for raw in spelled if self._differs(raw, copies[name])]
             elif not any(fnmatchcase(name, pattern) for pattern in self.format.unused):
@@ -168,7 +168,8 @@ def _format_of(found: Found, name: str | None) -> CheckpointFormat:
     raise InputError(
         "This is not the configuration of a processive model, nor of a format that is known.",
         path=found.path,
-        hint=f"Known: {known}." + (f" Nearest: {nearest}; load(path, format={nearest!r}) tells why." if nearest else ""),
+        hint=f"Known: {known}."
+        + (f" Nearest: {nearest}; load(path, format={nearest!r}) tells why." if nearest else ""),
     )
 
 
@@ -207,7 +208,9 @@ def _opened(path: Path) -> Iterator[Found]:
     with open_weights(files) as weights:
         config = read_settings(folder)
         # A file that brings its own settings is not explained by what happens to lie beside it.
-        yield Found(path, weights.settings if weights.settings and path.is_file() else config or weights.settings, weights)
+        yield Found(
+            path, weights.settings if weights.settings and path.is_file() else config or weights.settings, weights
+        )
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

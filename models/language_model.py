@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..backbones import AnyConfig, Backbone, BackboneState, build
+from ..backbones import AnyConfig, Backbone, BackboneState, TransformerConfig, build
 from ..errors import ConfigError
 from ..sequences import PackedBatch, Tokenizer, Vocabulary
 from .card import ModelCard
@@ -22,6 +22,7 @@ class LanguageModel(nn.Module):
         tokenizer: text to token ids and back.
         backbone: token ids to hidden states.
         head: hidden states to logits.
+        contacts: attention maps, [blocks x heads], to the log-odds of a contact, where the head configuration says so.
         name: used for keys such as ``obsm["X_<name>"]`` and as the title of the card.
         card: data, recipe and metrics.
     """
@@ -38,7 +39,8 @@ class LanguageModel(nn.Module):
         """Build a freshly initialised model.
 
         Raises:
-            ConfigError: the backbone has fewer embeddings than the tokenizer has tokens.
+            ConfigError: the backbone has fewer embeddings than the tokenizer has tokens, or no attention maps to
+                find contacts in.
         """
         super().__init__()
         rows, tokens = backbone_config.vocabulary_size, len(tokenizer.vocabulary)
@@ -47,6 +49,11 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         self.backbone: Backbone = build(backbone_config)
         self.head = Head(head_config or HeadConfig(), width=backbone_config.width, vocabulary_size=rows)
+        self.contacts: nn.Linear | None = None
+        if self.head.config.contacts:
+            if not isinstance(backbone_config, TransformerConfig):
+                raise ConfigError("Contacts are found in the attention maps of a transformer.")
+            self.contacts = nn.Linear(backbone_config.depth * backbone_config.heads, 1)
         self.name = name
         self.card = card or ModelCard()
 

@@ -1,10 +1,21 @@
 """Foreign checkpoints: one table per format, read both ways."""
 
 from .bert import HF_BERT
+from .esm import FAIR_ESM, HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
+from .esmc import ESMC, HF_ESMC
 from .llama import HF_LLAMA
 from .proteinglm import PROTEINGLM
 from .table import Checkpoint, CheckpointFormat, Entry
 
-FORMATS: tuple[CheckpointFormat, ...] = (HF_LLAMA, HF_BERT, PROTEINGLM)
+FORMATS: tuple[CheckpointFormat, ...] = (
+    FAIR_ESM,
+    HF_ESM,
+    NUCLEOTIDE_TRANSFORMER_V2,
+    ESMC,
+    HF_ESMC,
+    HF_LLAMA,
+    HF_BERT,
+    PROTEINGLM,
+)
 
 __all__ = ["FORMATS", "Checkpoint", "CheckpointFormat", "Entry"]

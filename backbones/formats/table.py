@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from ...errors import ConfigError, InputError
+from ..configuration import config_from_dict
+from ..transformer_config import TransformerConfig
 
 Value = TypeVar("Value", bool, int, float, str)
 
@@ -38,6 +40,26 @@ def rows(*sizes: int) -> Join:
 def reshaped(own: Sequence[int], theirs: Sequence[int]) -> Join:
     """Return one tensor under two shapes."""
     return Join(lambda parts: parts[0].reshape(*own), lambda tensor: (tensor.reshape(*theirs),))
+
+
+def entries(
+    table: Mapping[str, str | tuple[str, ...]], *, depth: int = 0, joins: Mapping[str, Join] | None = None
+) -> list[Entry]:
+    """Spell out a table of ours -> theirs.
+
+    ``{i}`` counts the blocks, and a name of ours that ends in ``*`` stands for a weight and a bias. ``joins`` has the
+    join of a line by its name, where it is not one tensor for one.
+    """
+    found = []
+    for line, theirs in table.items():
+        for i in range(depth) if "{i}" in line else (0,):
+            for kind in ("weight", "bias") if line.endswith("*") else ("",):
+                own, *names = (
+                    name.replace("{i}", str(i)).replace("*", kind)
+                    for name in (line, *((theirs,) if isinstance(theirs, str) else theirs))
+                )
+                found.append(Entry(own, tuple(names), (joins or {}).get(line, SAME)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -96,7 +118,7 @@ class CheckpointFormat:
         table: one entry for each of our tensors.
         constants: tensors of theirs that follow from the configuration, of int or float32: written in the dtype of the
             embedding, and where they are read they must have these values.
-        files_out: further text files of theirs (tokenizer), by name.
+        files_out: further files of theirs (tokenizer), by name: text, or bytes as they are.
         canonical: the name that ``table`` and ``constants`` use for a tensor: without a prefix that only some
             checkpoints have, or under its newer name.
         copies: tensors of theirs that repeat another (a tied head) -> that other. Where they are read they must be
@@ -113,11 +135,23 @@ class CheckpointFormat:
     config_out: Callable[[Parts], dict[str, Any]]
     table: Callable[[Parts], list[Entry]]
     constants: Callable[[Parts], dict[str, Tensor]] = field(default=lambda parts: {})
-    files_out: Callable[[Parts], dict[str, str]] = field(default=lambda parts: {})
+    files_out: Callable[[Parts], Mapping[str, str | bytes]] = field(default=lambda parts: {})
     canonical: Callable[[str], str] = field(default=lambda name: name)
     copies: Callable[[Parts], dict[str, str]] = field(default=lambda parts: {})
     unused: tuple[str, ...] = ()
     files: Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Any]] = field(default=_hugging_face)
+
+
+def transformer_of(parts: Parts) -> TransformerConfig:
+    """Return the configuration of the transformer in ``parts``.
+
+    Raises:
+        ConfigError: the backbone is another one.
+    """
+    config = config_from_dict(parts["backbone"])
+    if not isinstance(config, TransformerConfig):
+        raise ConfigError(f"The format holds transformers, and the backbone is of the family {config.family!r}.")
+    return config
 
 
 def setting(config: Mapping[str, Any], name: str, kind: type[Value], default: Value | None = None) -> Value:
@@ -160,7 +194,7 @@ def to_ours(entries: Sequence[Entry], read: Callable[[str], Tensor]) -> dict[str
 
 
 def fill(entry: Entry, own: Tensor, read: Callable[[str], Tensor], let_go: Callable[[Tensor], None]) -> None:
-    """Copy theirs into one tensor of ours, one by one where they are parts of it; ``let_go`` gets each when it is done."""
+    """Copy theirs into one tensor of ours, one by one where they are parts of it; ``let_go`` gets each when copied."""
     places = entry.join.split(own)
     storage = own.untyped_storage().data_ptr()
     if all(place.untyped_storage().data_ptr() == storage for place in places) and _cover(places, own):

@@ -15,24 +15,7 @@ LINES = [
     f"Seq=<MK{''.join(random.Random(i).choices('ACDEFGHIKLMNPQRSTVWY', k=30))}> Superfamily=<Ankyrin repeat domain {i}>"
     for i in range(200)
 ]
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "cell",
-    "type",
-    ":",
-    "b",
-    "##cell",
-    "##s",
-    "t",
-    "a",
-    ".",
-    "lymph",
-    "##ocyte",
-]
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] cell type : b ##cell ##s t a . lymph ##ocyte".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")

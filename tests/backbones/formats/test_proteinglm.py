@@ -73,7 +73,8 @@ def random_tensors(config):
 def turned(x, positions):
     """Rotate-half of [length, heads, dim]."""
     dim = x.shape[-1]
-    angle = positions[:, None, None] * 10000.0 ** (-torch.arange(0, dim, 2).double() / dim)
+    frequencies = 10000.0 ** (-torch.arange(0, dim, 2).double() / dim)
+    angle = positions[:, None, None] * frequencies.float()  # which theirs are stored as
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), dim=-1)
 
