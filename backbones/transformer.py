@@ -128,10 +128,11 @@ class TransformerBlock(nn.Module):
         """Turn q and k by the positions."""
         if not context.turns:
             return query_key
-        style = "interleaved" if self.config.positions == "rotary-interleaved" else "half"
+        c = self.config
+        style = "interleaved" if c.positions == "rotary-interleaved" else "half"
         parts = query_key.chunk(len(context.turns), dim=2)
         turned = [
-            rotary(part, turn, base=self.config.rotary_base, style=style)
+            rotary(part, turn, base=c.rotary_base, style=style, precision=c.rotary_precision)
             for part, turn in zip(parts, context.turns, strict=True)
         ]
         return turned[0] if len(turned) == 1 else torch.cat(turned, dim=2)
@@ -162,7 +163,9 @@ class Transformer(Backbone):
         if config.embedding_norm:
             self.embedding_norm = stream_norm(config)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
-        self.norm = stream_norm(config) if config.post_blocks_norm else nn.Identity()
+        last = config.has_bias("post_blocks_norm")
+        norm = make_norm(config.norm, config.width, config.norm_eps, bias=last)
+        self.norm = norm if config.post_blocks_norm else nn.Identity()
 
     def embed(self, batch: PackedBatch) -> Float[Tensor, "tokens width"]:
         """Return what the first block reads: embeddings, token dropout, learned positions, token type, norm.

@@ -35,6 +35,7 @@ def save_as(model: LanguageModel, folder: str | Path, format: str) -> None:
         "tokenizer": tokenizer_to_dict(model.tokenizer),
         "backbone": config_to_dict(model.backbone.config),
         "head": asdict(model.head.config),
+        "card": asdict(model.card),
     }
     config = chosen.config_out(parts)
     own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -45,7 +46,7 @@ def save_as(model: LanguageModel, folder: str | Path, format: str) -> None:
     copies = chosen.copies(parts)
     tensors.update({name: tensors[other] for name, other in copies.items()})
     _check(chosen, parts, config, tensors)
-    files: dict[str, Any] = chosen.files(config, tensors) | chosen.files_out(parts)
+    files: dict[str, Any] = {**chosen.files(config, tensors), **chosen.files_out(parts)}
     with ExitStack() as stack:
         # Left in reverse order: the weights take their place first and the configuration last, as in files.save.
         places = {name: stack.enter_context(replacing(Path(folder) / name)) for name in files}
@@ -60,8 +61,8 @@ def _check(chosen: CheckpointFormat, parts: Parts, config: dict[str, Any], tenso
         ConfigError: a setting would be read as another.
     """
     with TemporaryDirectory() as folder:
-        for name, text in chosen.files_out(parts).items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
+        for name, content in chosen.files_out(parts).items():
+            _write(Path(folder) / name, content, {})
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         try:
             back = chosen.config_in(Checkpoint(Path(folder), config, shapes, tensors.__getitem__))
@@ -101,7 +102,9 @@ def _effective(parts: Parts) -> dict[str, Any]:
 
 def _write(path: Path, content: Any, copies: dict[str, str]) -> None:
     suffix = path.suffix
-    if isinstance(content, str):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, str):
         path.write_text(content, encoding="utf-8")
     elif suffix == ".json":
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

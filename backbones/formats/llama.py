@@ -1,31 +1,54 @@
-"""Llama and Mistral as Hugging Face's transformers stores them: GENERator (DNA), ProLLaMA (proteins), Llama itself."""
+"""Llama and Mistral as transformers stores them: GENERator (DNA), ProLLaMA (proteins), Llama itself."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ...errors import ConfigError, InputError
-from .table import Checkpoint, CheckpointFormat, Entry, Parts, rows, setting
-from .tokenizers import role_ids, text_tokenizer, tokenizer_files
-from .values import SIZES, affine, head_must_hold, must_hold, read_json, refuse, transformer_of
+from ...errors import InputError
+from .table import Checkpoint, CheckpointFormat, Entry, Parts, entries, rows, setting, transformer_of
+from .tokenizers import kmer_files, role_ids, tokenizer_files, tokenizer_of_files
+from .values import CONTEXT, read_json, refuse, trained_context
+
+BLOCK, LAYER = "backbone.blocks.{i}.", "model.layers.{i}."
+QKV, UP = BLOCK + "query_key_value.", BLOCK + "feed_forward.up."
+TABLE: dict[str, str | tuple[str, ...]] = {
+    "backbone.embedding.weight": "model.embed_tokens.weight",
+    BLOCK + "norm.weight": LAYER + "input_layernorm.weight",
+    QKV + "weight": tuple(f"{LAYER}self_attn.{part}_proj.weight" for part in "qkv"),
+    BLOCK + "out.weight": LAYER + "self_attn.o_proj.weight",
+    BLOCK + "feed_forward_norm.weight": LAYER + "post_attention_layernorm.weight",
+    UP + "weight": (LAYER + "mlp.gate_proj.weight", LAYER + "mlp.up_proj.weight"),
+    BLOCK + "feed_forward.down.weight": LAYER + "mlp.down_proj.weight",
+    "backbone.norm.weight": "model.norm.weight",
+}
+ATTENTION_BIAS: dict[str, str | tuple[str, ...]] = {
+    QKV + "bias": tuple(f"{LAYER}self_attn.{part}_proj.bias" for part in "qkv"),
+    BLOCK + "out.bias": LAYER + "self_attn.o_proj.bias",
+}
+FEED_FORWARD_BIAS: dict[str, str | tuple[str, ...]] = {
+    UP + "bias": (LAYER + "mlp.gate_proj.bias", LAYER + "mlp.up_proj.bias"),
+    BLOCK + "feed_forward.down.bias": LAYER + "mlp.down_proj.bias",
+}
+UNTIED: dict[str, str | tuple[str, ...]] = {"head.weight": "lm_head.weight"}
 
 ARCHITECTURES = {
     "llama": ("LlamaForCausalLM", "GENERatorForCausalLM"),  # GENERator's class adds no parameter
     "mistral": ("MistralForCausalLM",),
 }
 GENERATOR_TOKENIZER = "DNAKmerTokenizer"
-READABLE = {"hidden_act": ("silu",), "partial_rotary_factor": (1,), "quantization_config": ()}
-FREE = SIZES | {"key_value_heads", "head_width", "rotary_base", "window"}
-FREE |= {"bias", "attention_bias", "feed_forward_bias", "norm_bias"}  # of the norms it means nothing: RMSNorm has none
-CONTEXT = 2048  # transformers' own default; rotary positions have no end
+READABLE: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "partial_rotary_factor": (1,),
+    "quantization_config": (),
+}
 
 
-def _recognise(config: Mapping[str, Any], names: Collection[str]) -> bool:
-    return config.get("model_type") in ARCHITECTURES and any(name.startswith("model.layers.") for name in names)
+def _recognised(config: Mapping[str, Any], names: Collection[str]) -> bool:
+    return config.get("model_type") in ARCHITECTURES and "model.embed_tokens.weight" in names
 
 
-def _config_in(checkpoint: Checkpoint) -> Parts:
+def _in(checkpoint: Checkpoint) -> Parts:
     config = checkpoint.config
     kind = setting(config, "model_type", str)
     refuse(config, READABLE)
@@ -41,22 +64,18 @@ def _config_in(checkpoint: Checkpoint) -> Parts:
         "heads": heads,
         "key_value_heads": setting(config, "num_key_value_heads", int, heads),
         "head_width": None if head_width * heads == width else head_width,
-        "direction": "causal",
-        "norm": "rms",
         "norm_eps": setting(config, "rms_norm_eps", float, 1e-6),
-        "activation": "swiglu",
         "feed_forward_width": setting(config, "intermediate_size", int),
-        "bias": False,
         "attention_bias": setting(config, "attention_bias", bool, False),
         "feed_forward_bias": setting(config, "mlp_bias", bool, False),
-        "positions": "rotary",
         "rotary_base": _rotary_base(config),
+        "rotary_precision": "float32",
         "window": config.get("sliding_window") if kind == "mistral" else None,
     }
     return {
         "tokenizer": _tokenizer_in(checkpoint),
         "backbone": backbone,
-        "head": {"kind": "linear", "tied": setting(config, "tie_word_embeddings", bool, False), "bias": False},
+        "head": {"kind": "linear", "tied": setting(config, "tie_word_embeddings", bool, False)},
         "card": {"recipe": {"context": setting(config, "max_position_embeddings", int, CONTEXT)}},
     }
 
@@ -77,7 +96,7 @@ def _tokenizer_in(checkpoint: Checkpoint) -> dict[str, Any]:
     settings = read_json(checkpoint.folder / "tokenizer_config.json")
     generator = "GENERatorForCausalLM" in (checkpoint.config.get("architectures") or ())
     if not generator and settings.get("tokenizer_class") != GENERATOR_TOKENIZER:
-        return text_tokenizer(checkpoint)
+        return tokenizer_of_files(checkpoint.folder)
     # An N, or a tail shorter than k, is <oov> there without a word; here it is refused by its position.
     return {
         "name": "dna-kmer",
@@ -88,18 +107,17 @@ def _tokenizer_in(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _config_out(parts: Parts) -> dict[str, Any]:
-    config, head = transformer_of(parts), parts["head"]
-    must_hold(config, fixed={"direction": "causal", "norm": "rms", "activation": "swiglu"}, free=FREE)
-    head_must_hold(head, {"kind": "linear", "bias": False})
+def _is_generator(tokenizer: Mapping[str, Any]) -> bool:
+    refusing = tokenizer.get("n") == tokenizer.get("tail") == "refuse"  # else there are tokens for single bases
+    return tokenizer["name"] == "dna-kmer" and refusing and "layout" not in tokenizer
+
+
+def _out(parts: Parts) -> dict[str, Any]:
+    config = transformer_of(parts)
     kind = "llama" if config.window is None else "mistral"
-    biases = {"attention_bias": config.has_bias("attention"), "mlp_bias": config.has_bias("feed_forward")}
-    if kind == "mistral" and any(biases.values()):
-        raise ConfigError("A model with a window is written as Mistral, which has no biases.")
-    generator = kind == "llama" and parts["tokenizer"]["name"] == "dna-kmer"
     base = float(config.rotary_base)
-    return {
-        "architectures": [ARCHITECTURES[kind][generator]],
+    common = {
+        "architectures": [ARCHITECTURES[kind][kind == "llama" and _is_generator(parts["tokenizer"])]],
         "model_type": kind,
         "vocab_size": config.vocabulary_size,
         "hidden_size": config.width,
@@ -109,49 +127,45 @@ def _config_out(parts: Parts) -> dict[str, Any]:
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": parts.get("card", {}).get("recipe", {}).get("context", CONTEXT),
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": bool(head["tied"]),
+        "max_position_embeddings": trained_context(parts),
+        "rms_norm_eps": float(config.norm_eps),
+        "tie_word_embeddings": bool(parts["head"]["tied"]),
         "rope_theta": base,
         "rope_parameters": {"rope_type": "default", "rope_theta": base},
-        **(biases if kind == "llama" else {"sliding_window": config.window}),
-        **role_ids(parts),
     }
+    if kind == "mistral":
+        return {**common, "sliding_window": config.window, **role_ids(parts)}
+    biases = {"attention_bias": config.has_bias("attention"), "mlp_bias": config.has_bias("feed_forward")}
+    return {**common, **biases, **role_ids(parts)}
 
 
 def _table(parts: Parts) -> list[Entry]:
     config = transformer_of(parts)
     heads, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    table = TABLE | (ATTENTION_BIAS if config.has_bias("attention") else {})
+    table |= FEED_FORWARD_BIAS if config.has_bias("feed_forward") else {}
+    table |= {} if parts["head"]["tied"] else UNTIED
     qkv, gate_up = rows(heads, shared, shared), rows(config.inner, config.inner)
-    bias, inner_bias = config.has_bias("attention"), config.has_bias("feed_forward")
-    entries = affine("backbone.embedding", "model.embed_tokens", bias=False)
-    for i in range(config.depth):
-        own, theirs = f"backbone.blocks.{i}", f"model.layers.{i}"
-        attention = f"{theirs}.self_attn"
-        of_three = (f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj")
-        entries += affine(f"{own}.norm", f"{theirs}.input_layernorm", bias=False)
-        entries += affine(f"{own}.query_key_value", of_three, qkv, bias=bias)
-        entries += affine(f"{own}.out", f"{attention}.o_proj", bias=bias)
-        entries += affine(f"{own}.feed_forward_norm", f"{theirs}.post_attention_layernorm", bias=False)
-        of_two = (f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj")
-        entries += affine(f"{own}.feed_forward.up", of_two, gate_up, bias=inner_bias)
-        entries += affine(f"{own}.feed_forward.down", f"{theirs}.mlp.down_proj", bias=inner_bias)
-    entries += affine("backbone.norm", "model.norm", bias=False)
-    return entries if parts["head"]["tied"] else [*entries, *affine("head", "lm_head", bias=False)]
+    joins = {QKV + "weight": qkv, QKV + "bias": qkv, UP + "weight": gate_up, UP + "bias": gate_up}
+    return entries(table, depth=config.depth, joins=joins)
 
 
 def _copies(parts: Parts) -> dict[str, str]:
     return {"lm_head.weight": "model.embed_tokens.weight"} if parts["head"]["tied"] else {}
 
 
+def _files_out(parts: Parts) -> dict[str, str | bytes]:
+    return kmer_files(parts, GENERATOR_TOKENIZER) if _is_generator(parts["tokenizer"]) else tokenizer_files(parts)
+
+
 HF_LLAMA = CheckpointFormat(
     name="hf-llama",
-    title="Llama, Mistral, GENERator, ProLLaMA in transformers",
-    recognise=_recognise,
-    config_in=_config_in,
-    config_out=_config_out,
+    title="Llama, Mistral, GENERator and ProLLaMA in transformers",
+    recognise=_recognised,
+    config_in=_in,
+    config_out=_out,
     table=_table,
     copies=_copies,
     unused=("model.layers.*.self_attn.rotary_emb.inv_freq",),  # follows from rope_theta; older versions store it
-    files_out=tokenizer_files,
+    files_out=_files_out,
 )

@@ -82,14 +82,15 @@ def test_layers_and_logits_equal_transformers(variant, perturb, batch, tmp_path,
 def test_layers_and_logits_equal_transformers_in_float64(variant, perturb, batch, tmp_path, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    theirs = llama(perturb, **VARIANTS[variant]).double()
+    theirs = llama(perturb, **VARIANTS[variant])
+    frequencies = theirs.model.rotary_emb.inv_freq.double()
+    theirs = theirs.double()
     ours = models.load(saved(theirs, tmp_path))
     assert next(ours.parameters()).dtype == torch.float64
     # Their norms and angles are of float32 whatever the weights are of.
-    width = theirs.config.head_dim
 
     def angles(x, position_ids):
-        turned = position_ids[..., None] * 5000.0 ** (-torch.arange(0, width, 2).double() / width).tile(2)
+        turned = position_ids[..., None] * frequencies.tile(2)
         return turned.cos(), turned.sin()
 
     theirs.model.rotary_emb.forward = angles
