@@ -5,6 +5,7 @@ The configuration is the package's dataclass as a mapping (``dataclasses.asdict`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..layers import round_up
 from ..xlstm import XLSTM
 from ..xlstm_config import XLSTMConfig
 from .table import Checkpoint, CheckpointFormat, Entry, Parts, setting, to_ours, to_theirs
-from .values import must_hold, refuse
+from .values import must_hold, read_json, refuse
 from .xlstm_keys import (
     STACK,
     canonical,
@@ -43,6 +44,7 @@ FREE = {
     *("qk_factor", "gate_cap"),  # of other blocks
 }
 FIRST = "blocks.0.xlstm_norm.weight"
+TOKENIZER = "processive_tokenizer.json"
 CELLS = "vanilla"  # runs everywhere; a checkpoint with the other layout is read by the shape of its kernel
 
 
@@ -73,7 +75,7 @@ def _config_in(checkpoint: Checkpoint) -> Parts:
     }
     context = setting(settings, "context_length", int, -1)
     return {
-        "tokenizer": {"name": "ids", "size": vocabulary_size},
+        "tokenizer": tokenizer_in(checkpoint, vocabulary_size),
         "backbone": backbone,
         "head": {"kind": "linear", "tied": setting(settings, "tie_weights", bool, False)},
         "card": {"recipe": {"context": context} if context > 0 else {}},
@@ -171,6 +173,17 @@ def feed_forward(config: XLSTMConfig) -> dict[str, Any]:
     }
 
 
+def tokenizer_in(checkpoint: Checkpoint, size: int) -> dict[str, Any]:
+    """Return the tokenizer that ``tokenizer_out`` put beside a checkpoint; the package itself has none but token ids."""
+    return read_json(checkpoint.folder / TOKENIZER) or {"name": "ids", "size": size}
+
+
+def tokenizer_out(parts: Parts) -> dict[str, str]:
+    """Return a file of our own with the tokenizer, for a format without a place for one."""
+    tokenizer = parts["tokenizer"]
+    return {} if tokenizer["name"] == "ids" else {TOKENIZER: json.dumps(tokenizer, ensure_ascii=False) + "\n"}
+
+
 def plain_head(head: Mapping[str, Any], *, tied: bool = True) -> bool:
     """Return whether a head is tied, having checked that it is one linear map and no more.
 
@@ -214,6 +227,7 @@ XLSTM_PACKAGE = CheckpointFormat(
     canonical=canonical,
     copies=lambda parts: {"lm_head.weight": "token_embedding.weight"} if parts["head"].get("tied") else {},
     files=lambda config, tensors: {"config.yaml": config, "model.pt": tensors},
+    files_out=tokenizer_out,
 )
 
 

@@ -16,7 +16,7 @@ from ..xlstm_config import XLSTMConfig
 from .table import Checkpoint, CheckpointFormat, Entry, Parts, rows, setting
 from .tokenizers import text_tokenizer, tokenizer_files
 from .values import must_hold, refuse
-from .xlstm import context_of
+from .xlstm import context_of, tokenizer_in, tokenizer_out
 from .xlstm_keys import flattened, xlstm_of
 
 READABLE = {"use_bias": (False,), "v_dim_factor": (1,), "quantization_config": ()}
@@ -87,7 +87,11 @@ def _config_in(checkpoint: Checkpoint, config: Mapping[str, Any], embedding: str
 def _tokenizer_in(checkpoint: Checkpoint, vocabulary_size: int) -> dict[str, Any]:
     if any((checkpoint.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return text_tokenizer(checkpoint)
-    return {"name": "ids", "size": vocabulary_size}
+    return tokenizer_in(checkpoint, vocabulary_size)
+
+
+def _tokenizer_out(parts: Parts) -> dict[str, str | bytes]:
+    return tokenizer_files(parts) or {**tokenizer_out(parts)}
 
 
 def _cap(config: Mapping[str, Any], key: str, default: float) -> float | None:
@@ -220,7 +224,7 @@ XLSTM_LARGE = CheckpointFormat(
     config_out=_large_out,
     table=lambda parts: _table(parts, "embedding.weight"),
     files=lambda config, tensors: {"config.yaml": config, "model.safetensors": tensors},
-    files_out=tokenizer_files,
+    files_out=_tokenizer_out,
 )
 
 HF_XLSTM = CheckpointFormat(
@@ -230,5 +234,5 @@ HF_XLSTM = CheckpointFormat(
     config_in=_hf_in,
     config_out=_hf_out,
     table=lambda parts: _table(parts, "backbone.embeddings.weight"),
-    files_out=tokenizer_files,
+    files_out=_tokenizer_out,
 )
