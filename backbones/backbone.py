@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from ..sequences import PackedBatch
 from .decoding import decode, decodes
 from .layers import small_init_
 from .state import BackboneState
+from .strands import both_strands, joined_strands, twice
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class BackboneConfig(ABC):
         vocabulary_size: rows of the embedding; may be padded beyond the tokens there are.
         width: channels of the residual stream.
         depth: number of blocks.
+        complement: id of the complement of each token id, its own where it has none, for reverse-complement parameter
+            sharing: the network reads each sequence and its reverse complement, and hidden states have twice the width,
+            ``[h(x); h(rc x), tokens and channels in reverse order]``. Such a network is not causal.
     """
 
     family: ClassVar[str]
@@ -35,11 +39,27 @@ class BackboneConfig(ABC):
     vocabulary_size: int
     width: int
     depth: int
+    complement: tuple[int, ...] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        ids = self.complement
+        if ids is None:
+            return
+        if len(ids) != self.vocabulary_size:
+            raise ConfigError(f"complement has {len(ids)} ids; the vocabulary_size is {self.vocabulary_size}.")
+        wrong = [i for i, other in enumerate(ids) if not 0 <= other < len(ids) or ids[other] != i]
+        if wrong:
+            raise ConfigError(f"The complement of the complement of token {wrong[0]} is not the token.")
 
     @property
     @abstractmethod
     def causal(self) -> bool:
         """Whether no token sees a later one."""
+
+    @property
+    def hidden_width(self) -> int:
+        """Channels of the hidden states."""
+        return self.width if self.complement is None else 2 * self.width
 
     @property
     def streams(self) -> bool:
@@ -81,7 +101,7 @@ class Backbone(nn.Module, ABC):
         small_init_(self.embedding.weight, config.width)
 
     @abstractmethod
-    def context(self, batch: PackedBatch, state: BackboneState | None) -> Any:
+    def context(self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False) -> Any:
         """Return what every block needs to know of the batch."""
 
     def with_memory(self, context: Any, memory: Memory) -> Any:
@@ -118,14 +138,8 @@ class Backbone(nn.Module, ABC):
                 gradients are recorded, or a memory is given to a backbone without cross-attention.
             ShapeError: the state belongs to another number of sequences.
         """
-        self._check_state(batch, state, return_state)
-        if reuse_state and torch.is_grad_enabled():
-            raise ConfigError(
-                "A state is given away (reuse_state) only where no gradient is recorded: torch.no_grad()."
-            )
-        context = self.context(batch, state)
-        if memory is not None:
-            context = self.with_memory(context, memory)
+        self._check_state(batch, state, return_state, reuse_state)
+        batch, context = self._prepared(batch, state, memory, reuse_state=reuse_state)
         x = self.embed(batch)
         after = []
         one_each = state is not None and return_state and decodes(x, batch)
@@ -134,19 +148,32 @@ class Backbone(nn.Module, ABC):
             found = decode(block, x, old, reuse_state=reuse_state) if one_each else None
             x, new = found or self._run(block, x, context, old, return_state)
             after.append(new)
-        hidden = self.norm(x)
+        hidden = self._joined(self.norm(x), batch)
         return hidden, _state_after(batch, state, after) if return_state else None
 
     def hidden_layers(self, batch: PackedBatch, *, memory: Memory | None = None) -> list[Float[Tensor, "tokens width"]]:
         """Return depth + 1 tensors: embeddings, then the output of each block, the last one after the final norm."""
-        context = self.context(batch, None)
-        if memory is not None:
-            context = self.with_memory(context, memory)
+        batch, context = self._prepared(batch, None, memory)
         layers = [self.embed(batch)]
         for block in self.blocks:
             layers.append(self._run(block, layers[-1], context, None, False)[0])
         layers[-1] = self.norm(layers[-1])
-        return layers
+        return [self._joined(layer, batch) for layer in layers]
+
+    def _prepared(
+        self, batch: PackedBatch, state: BackboneState | None, memory: Memory | None, *, reuse_state: bool = False
+    ) -> tuple[PackedBatch, Any]:
+        """What the blocks read, the other strands too where the configuration has complements, and its context."""
+        if self.config.complement is not None:
+            batch = both_strands(batch, self.config.complement)
+            if memory is not None:
+                memory = Memory(torch.cat((memory.hidden, memory.hidden)), twice(memory.cu_seqlens))
+        context = self.context(batch, state, reuse_state=reuse_state)
+        return batch, context if memory is None else self.with_memory(context, memory)
+
+    def _joined(self, hidden: Tensor, read: PackedBatch) -> Float[Tensor, "tokens width"]:
+        """Hidden states of the batch that was given, from those of the batch that was read."""
+        return hidden if self.config.complement is None else joined_strands(hidden, read.cu_seqlens)
 
     def selected_layers(
         self,
@@ -155,6 +182,7 @@ class Backbone(nn.Module, ABC):
         state: BackboneState | None = None,
         *,
         return_state: bool = False,
+        reuse_state: bool = False,
     ) -> tuple[list[Float[Tensor, "tokens width"]], BackboneState | None]:
         """Return some of ``hidden_layers``, from 0, and when asked the state, as ``forward`` does.
 
@@ -163,9 +191,9 @@ class Backbone(nn.Module, ABC):
         Raises:
             ConfigError, ShapeError: as ``forward``.
         """
-        self._check_state(batch, state, return_state)
+        self._check_state(batch, state, return_state, reuse_state)
         depth = len(self.blocks)
-        context = self.context(batch, state)
+        batch, context = self._prepared(batch, state, None, reuse_state=reuse_state)
         x = self.embed(batch)
         found, after = {0: x}, []
         for i, block in enumerate(self.blocks if return_state else self.blocks[: max(numbers, default=0)]):
@@ -173,14 +201,20 @@ class Backbone(nn.Module, ABC):
             after.append(new)
             if i + 1 in numbers:
                 found[i + 1] = self.norm(x) if i + 1 == depth else x
-        hidden = [found[number] for number in numbers]
+        hidden = [self._joined(found[number], batch) for number in numbers]
         return hidden, _state_after(batch, state, after) if return_state else None
 
-    def _check_state(self, batch: PackedBatch, state: BackboneState | None, return_state: bool) -> None:
+    def _check_state(
+        self, batch: PackedBatch, state: BackboneState | None, return_state: bool, reuse_state: bool
+    ) -> None:
         if (state is not None or return_state) and not self.config.streams:
             raise ConfigError("A bidirectional backbone needs the whole sequence at once: it has no state.")
         if state is not None and len(state) != len(batch):
             raise ShapeError("state", f"of {len(state)} sequences", f"one of {len(batch)}")
+        if reuse_state and torch.is_grad_enabled():
+            raise ConfigError(
+                "A state is given away (reuse_state) only where no gradient is recorded: torch.no_grad()."
+            )
 
     def _run(
         self, block: nn.Module, x: Tensor, context: Any, state: Any, return_state: bool

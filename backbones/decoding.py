@@ -23,18 +23,18 @@ from ..kernels import MLSTMState, chosen_backend
 from ..kernels.rows import FEW
 from ..kernels.step import BlockWeights, mlstm_block_step, mlstm_mixer_step
 from ..sequences import PackedBatch
-from .layers import BlockLinear, CausalConvolution, HeadNorm, Linear, apply_linear
+from .layers import BlockLinear, CausalConvolution, HeadNorm, Linear, OffsetLayerNorm, apply_linear
 from .state import ConvolvedState
 
 _PARTS = (  # of a plain block; an adapter, a parametrisation or a hook makes it another
-    ("norm", nn.LayerNorm),
-    ("up", Linear),
-    ("down", Linear),
-    ("convolution", CausalConvolution),
-    ("query_key", BlockLinear),
-    ("value", BlockLinear),
-    ("gates", nn.Linear),
-    ("head_norm", HeadNorm),
+    ("norm", (nn.LayerNorm, OffsetLayerNorm)),
+    ("up", (Linear,)),
+    ("down", (Linear,)),
+    ("convolution", (CausalConvolution,)),
+    ("query_key", (BlockLinear,)),
+    ("value", (BlockLinear,)),
+    ("gates", (nn.Linear,)),
+    ("head_norm", (HeadNorm,)),
 )
 
 
@@ -57,7 +57,9 @@ def decode(
     known = _known(block)
     if known is None:
         return None
-    weights, table, eps, head_eps, _ = known
+    weights, table, eps, head_eps, _, offsets = known
+    for stored, effective in offsets:
+        np.add(stored, np.float32(1), out=effective)
     past, C, n, m = (_laid_out(part) for part in (state.convolution, *state.cell))
     if x.shape[0] <= FEW:
         x, after = mlstm_block_step(
@@ -75,13 +77,17 @@ def decode(
 
 
 class _Known(NamedTuple):
-    """What is known of a block whose parameters lie at ``addresses``."""
+    """What is known of a block whose parameters lie at ``addresses``.
+
+    ``offsets`` are the weights stored minus one, and where they lie in ``weights`` as they are.
+    """
 
     weights: BlockWeights
     table: NDArray[np.int64]
     eps: float
     head_eps: float
     addresses: list[int]
+    offsets: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 def _known(block: Any) -> _Known | None:
@@ -91,11 +97,13 @@ def _known(block: Any) -> _Known | None:
     """
     if not hasattr(block, "decoding") or block.training or block._forward_hooks or block._forward_pre_hooks:
         return None
+    if block.rotary is not None:
+        return None
     modules = block._modules
     found: list[Any] = []
-    for name, kind in _PARTS:
+    for name, kinds in _PARTS:
         module = modules[name]
-        if type(module) is not kind or module._forward_hooks or module._forward_pre_hooks:
+        if type(module) not in kinds or module._forward_hooks or module._forward_pre_hooks:
             return None
         found += (module._parameters["weight"], module._parameters.get("bias"))
     found[-1] = block._parameters["skip"]  # in place of the head norm's bias: it has none
@@ -105,7 +113,13 @@ def _known(block: Any) -> _Known | None:
         weights = BlockWeights(*found)
         if not weights.readable():
             return None
-        known = _Known(weights, weights.table(), block.norm.eps, block.head_norm.eps, addresses)
+        offsets = []
+        if block.head_norm.offset:
+            norm, head_norm = torch.empty_like(weights.norm), torch.empty_like(weights.head_norm)
+            pairs = ((weights.norm, norm), (weights.head_norm, head_norm))
+            offsets = [(stored.detach().numpy(), effective.detach().numpy()) for stored, effective in pairs]
+            weights = weights._replace(norm=norm, head_norm=head_norm)
+        known = _Known(weights, weights.table(), block.norm.eps, block.head_norm.eps, addresses, offsets)
         block.decoding = known
     return known
 

@@ -84,16 +84,44 @@ def linear_out(inner: int, width: int, depth: int, *, bias: bool) -> Linear:
     return layer
 
 
-def make_norm(kind: str, width: int, eps: float | int, *, bias: bool = False) -> nn.Module:
+class OffsetLayerNorm(nn.LayerNorm):
+    """A LayerNorm whose weight is stored minus one."""
+
+    def reset_parameters(self) -> None:
+        """Set the effective weight to one and the bias to zero."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        """Normalise each token."""
+        return F.layer_norm(input, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+class OffsetRMSNorm(nn.RMSNorm):
+    """An RMSNorm whose weight is stored minus one."""
+
+    def reset_parameters(self) -> None:
+        """Set the effective weight to one."""
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        """Normalise each token."""
+        return F.rms_norm(x, self.normalized_shape, self.weight + 1, self.eps)
+
+
+def make_norm(kind: str, width: int, eps: float | int, *, bias: bool = False, offset: bool = False) -> nn.Module:
     """Return a LayerNorm (``"layer"``) or RMSNorm (``"rms"``, which has no bias) with effective weight one.
+
+    With ``offset`` the weight is stored minus one.
 
     Raises:
         ConfigError: another kind.
     """
     if kind == "layer":
-        return nn.LayerNorm(width, eps, bias=bias)
+        return (OffsetLayerNorm if offset else nn.LayerNorm)(width, eps, bias=bias)
     if kind == "rms":
-        return nn.RMSNorm(width, eps)
+        return (OffsetRMSNorm if offset else nn.RMSNorm)(width, eps)
     raise ConfigError(f"No norm is called {kind!r}: 'layer' or 'rms'.")
 
 
@@ -111,16 +139,21 @@ def float32_linear(
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm over each head by itself, with one weight per channel and no bias."""
+    """LayerNorm over each head by itself, with one weight per channel, stored minus ``offset``, and no bias."""
 
-    def __init__(self, heads: int, head_dim: int, eps: float | int) -> None:
+    def __init__(self, heads: int, head_dim: int, eps: float | int, *, offset: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(heads, head_dim))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.full((heads, head_dim), 0.0 if offset else 1.0))
+        self.eps, self.offset = eps, offset
+
+    @property
+    def scale(self) -> Float[Tensor, "heads head_dim"]:
+        """The effective weight."""
+        return self.weight + 1 if self.offset else self.weight
 
     def forward(self, x: Float[Tensor, "tokens heads head_dim"]) -> Float[Tensor, "tokens width"]:
         """Normalise and join the heads."""
-        return head_norm(x, self.weight, self.eps)
+        return head_norm(x, self.scale, self.eps)
 
 
 class BlockLinear(nn.Module):

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+ROOM = 32  # rows of room, at least, that a sequence gets in a cache
+
 
 class ConvolvedState(NamedTuple):
     """State of a block whose cell stands behind a causal convolution.
@@ -25,49 +27,58 @@ class ConvolvedState(NamedTuple):
 
 @dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values of the tokens seen, sequences of unequal length end to end.
+    """Keys and values of the tokens seen, sequences of unequal length end to end, each perhaps with room behind it.
 
     Attributes:
-        keys: [cached, kv_heads, head_dim], rotated.
-        values: [cached, kv_heads, head_dim].
-        cu_seqlens: cumulative cached lengths from 0, int64 [sequences + 1].
+        keys: [rows, kv_heads, head_dim], rotated.
+        values: [rows, kv_heads, head_dim].
+        cu_seqlens: boundaries of the rows of each sequence from 0, int64 [sequences + 1].
+        lengths: how many of its rows hold a token, the first ones, int64 [sequences]; None: all.
     """
 
-    keys: Float[Tensor, "cached kv_heads head_dim"]
-    values: Float[Tensor, "cached kv_heads head_dim"]
+    keys: Float[Tensor, "rows kv_heads head_dim"]
+    values: Float[Tensor, "rows kv_heads head_dim"]
     cu_seqlens: Int[Tensor, " boundaries"]
+    lengths: Int[Tensor, " sequences"] | None = None
+
+    @property
+    def filled(self) -> Int[Tensor, " sequences"]:
+        """Tokens of each sequence."""
+        return self.cu_seqlens.diff() if self.lengths is None else self.lengths
 
     def append(
         self,
         keys: Float[Tensor, "tokens kv_heads head_dim"],
         values: Float[Tensor, "tokens kv_heads head_dim"],
-        cu_seqlens: Int[Tensor, " boundaries"],
+        layout: Layout,
     ) -> KeyValueCache:
-        """Return the cache with each sequence's new tokens behind its old ones."""
-        old, new = self.cu_seqlens.diff(), cu_seqlens.diff()
-        boundaries = cumulative(old + new)
-        old_at = _shifted(self.cu_seqlens, boundaries[:-1])
-        new_at = _shifted(cu_seqlens, boundaries[:-1] + old)
+        """Return the cache with new tokens behind the old ones, as ``Layout`` has planned for caches like this one."""
 
         def joined(before: Tensor, after: Tensor) -> Tensor:
-            out = after.new_empty(len(before) + len(after), *after.shape[1:])
-            return out.index_copy(0, old_at, before.to(after.dtype)).index_copy(0, new_at, after)
+            out = before = before.to(after.dtype)
+            if layout.kept is not None:
+                out = after.new_empty(layout.rows, *after.shape[1:])
+                out.index_copy_(0, layout.kept.to, before[layout.kept.rows])
+            return out.index_copy_(0, layout.new, after)
 
-        return KeyValueCache(joined(self.keys, keys), joined(self.values, values), boundaries)
+        return KeyValueCache(joined(self.keys, keys), joined(self.values, values), layout.cu_seqlens, layout.lengths)
 
     def last(self, tokens: int) -> KeyValueCache:
         """Return the cache with at most the last ``tokens`` of each sequence."""
-        lengths = self.cu_seqlens.diff()
-        return self._ranges(self.cu_seqlens[1:] - lengths.clamp(max=tokens), lengths.clamp(max=tokens))
+        kept = self.filled.clamp(max=tokens)
+        return self._ranges(self.cu_seqlens[:-1] + self.filled - kept, kept)
 
     def select(self, indices: Int[Tensor, " selected"]) -> KeyValueCache:
         """Return the cache of the sequences ``indices``, in that order, repeats allowed."""
-        return self._ranges(self.cu_seqlens[:-1][indices], self.cu_seqlens.diff()[indices])
+        return self._ranges(self.cu_seqlens[:-1][indices], self.filled[indices])
+
+    def without_room(self) -> KeyValueCache:
+        """Return the cache with no row that holds no token."""
+        return self if self.lengths is None else self._ranges(self.cu_seqlens[:-1], self.lengths)
 
     def _ranges(self, starts: Tensor, lengths: Tensor) -> KeyValueCache:
-        boundaries = cumulative(lengths)
-        at = _shifted(boundaries, starts)
-        return KeyValueCache(self.keys[at], self.values[at], boundaries)
+        at = ranges(starts, lengths)
+        return KeyValueCache(self.keys[at], self.values[at], cumulative(lengths))
 
 
 def cumulative(lengths: Int[Tensor, " sequences"]) -> Int[Tensor, " boundaries"]:
@@ -75,12 +86,66 @@ def cumulative(lengths: Int[Tensor, " sequences"]) -> Int[Tensor, " boundaries"]
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
-def _shifted(cu_seqlens: Tensor, starts: Tensor) -> Tensor:
-    """Row of each packed token when sequence ``s`` begins at ``starts[s]`` instead of ``cu_seqlens[s]``."""
-    lengths = cu_seqlens.diff()
-    return torch.arange(int(cu_seqlens[-1]), device=starts.device) + torch.repeat_interleave(
-        starts - cu_seqlens[:-1], lengths
-    )
+def ranges(starts: Int[Tensor, " sequences"], lengths: Int[Tensor, " sequences"]) -> Int[Tensor, " rows"]:
+    """Return the rows ``starts[s]``, ``starts[s] + 1``, ... of each sequence, ``lengths[s]`` of them, end to end."""
+    ends = lengths.cumsum(0)
+    rows = torch.arange(int(ends[-1]) if len(ends) else 0, device=starts.device)
+    return rows + torch.repeat_interleave(starts - ends + lengths, lengths)
+
+
+class Kept(NamedTuple):
+    """Rows that move when a cache is laid out anew: where they stand and where they go."""
+
+    rows: Int[Tensor, " kept"]
+    to: Int[Tensor, " kept"]
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a batch go in a cache: planned once for all blocks, whose caches are laid out alike.
+
+    Attributes:
+        cu_seqlens: boundaries of the rows of each sequence, afterwards.
+        lengths: tokens of each sequence afterwards; None where they fill the rows.
+        new: the row of each new token.
+        kept: the old tokens that move to new memory; None: they stay, and new ones are written into the room.
+        rows: how many rows there are.
+    """
+
+    cu_seqlens: Int[Tensor, " boundaries"]
+    lengths: Int[Tensor, " sequences"] | None
+    new: Int[Tensor, " tokens"]
+    kept: Kept | None
+    rows: int
+
+    @property
+    def room(self) -> bool:
+        """Whether the cache afterwards is one that may be written to."""
+        return self.lengths is not None
+
+    @classmethod
+    def behind(
+        cls, cache: KeyValueCache, cu_seqlens: Int[Tensor, " boundaries"], *, reuse: bool, window: int | None
+    ) -> Layout:
+        """Plan for the tokens of a batch that goes on from ``cache``.
+
+        With ``reuse`` the memory of the cache is given away. While its room lasts, new tokens are written there; then
+        all that later tokens see (those of the ``window``) moves to memory with a quarter of itself as room, so that
+        each token moves a few times in all. Without, the cache stays as it is and the new one has no room.
+        """
+        old, new, starts = cache.filled, cu_seqlens.diff(), cache.cu_seqlens[:-1]
+        if not reuse:
+            after = cumulative(old + new)
+            kept = Kept(ranges(starts, old), ranges(after[:-1], old))
+            return cls(after, None, ranges(after[:-1] + old, new), kept, int(after[-1]))
+        lengths = old + new
+        frozen = cache.keys.is_inference() and not torch.is_inference_mode_enabled()
+        if not frozen and bool((lengths <= cache.cu_seqlens.diff()).all()):
+            return cls(cache.cu_seqlens, lengths, ranges(starts + old, new), None, len(cache.keys))
+        seen = old if window is None else old.clamp(max=window - 1)
+        lengths = seen + new
+        after = cumulative(lengths + lengths // 4 + ROOM)
+        kept = Kept(ranges(starts + old - seen, seen), ranges(after[:-1], seen))
+        return cls(after, lengths, ranges(after[:-1] + seen, new), kept, int(after[-1]))
 
 
 @dataclass(frozen=True)
@@ -131,6 +196,7 @@ def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, KeyValueCache):
+        value = value.without_room()
         return KeyValueCache(function(value.keys), function(value.values), function(value.cu_seqlens))
     return type(value)(*(_map(part, function) for part in value))
 
@@ -139,6 +205,7 @@ def _named(prefix: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield prefix, value
     elif isinstance(value, KeyValueCache):
+        value = value.without_room()
         yield from ((f"{prefix}.{name}", getattr(value, name)) for name in ("keys", "values", "cu_seqlens"))
     else:
         for name in value._fields:

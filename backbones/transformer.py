@@ -14,7 +14,7 @@ from ..kernels import attention, rotary
 from ..sequences import PackedBatch
 from .backbone import Backbone, Memory
 from .layers import FeedForward, linear_in, linear_out, make_norm, small_init_
-from .state import BackboneState, KeyValueCache
+from .state import BackboneState, KeyValueCache, Layout
 from .transformer_config import TransformerConfig
 
 EXPECTED_MASKED = 0.15 * 0.8  # share of <mask> tokens in ESM's training (Lin et al. 2023)
@@ -28,12 +28,14 @@ class Context(NamedTuple):
         turns: the positions that q and k turn with, each [tokens]; two: one for each half of a head's channels.
         prefix: how many of the tokens at the start of each sequence see each other both ways, or None.
         memory: what cross-attention looks at, or None.
+        layout: where the tokens go in the caches of a state that the batch goes on from, or None.
     """
 
     cu_seqlens: Int[Tensor, " boundaries"]
     turns: tuple[Int[Tensor, " tokens"], ...]
     prefix: Int[Tensor, " sequences"] | None = None
     memory: Memory | None = None
+    layout: Layout | None = None
 
 
 class TransformerBlock(nn.Module):
@@ -98,21 +100,29 @@ class TransformerBlock(nn.Module):
             q, k = query_key.split((c.heads, c.kv_heads), dim=1)
             query_key = torch.cat((_normed(q, self.query_norm), _normed(k, self.key_norm)), dim=1)
         q, k = self._turned(query_key, context).split((c.heads, c.kv_heads), dim=1)
-        seen = KeyValueCache(k, v, context.cu_seqlens) if state is None else state.append(k, v, context.cu_seqlens)
+        if state is None or context.layout is None:
+            seen = KeyValueCache(k, v, context.cu_seqlens)
+        else:
+            seen = state.append(k, v, context.layout)
         mixed = attention(
             q,
             seen.keys,
             seen.values,
             cu_seqlens=context.cu_seqlens,
             cu_seqlens_k=seen.cu_seqlens,
-            causal=c.streams,
+            lengths_k=seen.lengths,
+            causal=c.direction != "bidirectional",
             window=c.window,
             prefix=context.prefix,
         )
         output: Tensor = self.out(mixed.flatten(1))
         if not return_state:
             return output, None
-        return output, seen if c.window is None else seen.last(c.window - 1)
+        if c.window is not None and seen.lengths is None:
+            seen = seen.last(c.window - 1)
+        elif state is None:
+            seen = KeyValueCache(k.contiguous(), v.contiguous(), seen.cu_seqlens)  # not in one memory with q
+        return output, seen
 
     def _turned(self, query_key: Tensor, context: Context) -> Tensor:
         """Turn q and k by the positions."""
@@ -189,8 +199,8 @@ class Transformer(Backbone):
         scale = torch.where(masked, 0.0, scale[batch.sequence_ids])
         return x * scale[:, None].to(x.dtype)
 
-    def context(self, batch: PackedBatch, state: BackboneState | None) -> Context:
-        """Return boundaries, positions and prefixes.
+    def context(self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False) -> Context:
+        """Return boundaries, positions, prefixes, and where the state takes up the tokens.
 
         Raises:
             InputError: the batch goes on from a state, and its positions do not, or its prefix would have to.
@@ -210,7 +220,10 @@ class Transformer(Backbone):
             turns = (batch.positions,)
         if prefix is not None and state is not None:
             prefix = prefix * (state.lengths == 0)  # else it has been read, and all that is left is causal
-        return Context(batch.cu_seqlens, turns, prefix)
+        layout = None
+        if state is not None:
+            layout = Layout.behind(state.blocks[0], batch.cu_seqlens, reuse=reuse_state, window=self.config.window)
+        return Context(batch.cu_seqlens, turns, prefix, layout=layout)
 
     def _prefix(self, batch: PackedBatch, state: BackboneState | None) -> Int[Tensor, " sequences"]:
         prefix = batch.conditions.get("prefix")

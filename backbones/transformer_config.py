@@ -106,6 +106,7 @@ class TransformerConfig(BackboneConfig):
     cross_width: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(map(str, allowed))}.")
@@ -147,12 +148,12 @@ class TransformerConfig(BackboneConfig):
     @property
     def causal(self) -> bool:
         """Whether no token sees a later one."""
-        return self.direction == "causal"
+        return self.direction == "causal" and self.complement is None
 
     @property
     def streams(self) -> bool:
         """Whether a sequence can be read piece by piece."""
-        return self.direction != "bidirectional"
+        return self.direction != "bidirectional" and self.complement is None
 
     @property
     def rotates(self) -> bool:

@@ -1,6 +1,7 @@
 """DNA and proteins: tokenizers, FASTA, the other strand, variant effects, and the verbs."""
 
 from .graph import contact_graph
+from .letters import LetterTokenizer
 from .readers import read, write_fasta
 from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
 from .tasks import embed, generate, make_tokenizer, score, tokenize
@@ -12,6 +13,7 @@ __all__ = [
     "BASES",
     "DNATokenizer",
     "KmerTokenizer",
+    "LetterTokenizer",
     "ProteinTokenizer",
     "all_single_variants",
     "apply_variant",

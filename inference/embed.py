@@ -121,7 +121,9 @@ def _pooled(
     sums = np.zeros((len(layers), len(totals), model.width))
     seen, state = np.zeros_like(totals), None
     for batch, count in zip(batches, counts, strict=True):
-        hidden, state = model.backbone.selected_layers(batch, layers, state, return_state=batch is not batches[-1])
+        hidden, state = model.backbone.selected_layers(
+            batch, layers, state, return_state=batch is not batches[-1], reuse_state=state is not None
+        )
         kept = ordinary(model, batch.tokens)
         for layer, x in enumerate(hidden):
             if pooling == "mean":

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import ConfigError, ShapeError
-from .attention_native import native_attention
+from .attention_native import Sizes, native_attention
 from .backends import choose_backend
 from .packing import collect, expect_shape, sequence_lengths, spread
 
@@ -35,6 +35,7 @@ def attention(
     *,
     cu_seqlens: Int[Tensor, " boundaries"] | None = None,
     cu_seqlens_k: Int[Tensor, " key_boundaries"] | None = None,
+    lengths_k: Int[Tensor, " sequences"] | None = None,
     causal: bool = True,
     window: int | None = None,
     prefix: Int[Tensor, " sequences"] | None = None,
@@ -46,6 +47,9 @@ def attention(
     The queries of a sequence are its last tokens: with ``cu_seqlens_k`` (default: ``cu_seqlens``) a sequence may have
     more keys than queries, the older ones being its key-value cache. Heads may share keys: ``heads`` is a multiple of
     ``kv_heads``, and query heads ``g * heads / kv_heads ...`` use key head ``g``.
+
+    With ``lengths_k`` only so many of the rows that ``cu_seqlens_k`` gives a sequence hold a key, the first ones; the
+    others are room for later ones and are not read.
 
     ``window`` is the number of tokens seen, itself included: the last ``window`` when causal, and those less than
     ``window`` away on both sides when not. ``prefix`` [sequences] tokens at the start of each sequence see each other
@@ -67,7 +71,12 @@ def attention(
         raise ConfigError(f"An attention window holds at least the token itself; window is {window}.")
     lengths = sequence_lengths(cu_seqlens, tokens)
     key_edges = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
-    key_lengths = sequence_lengths(key_edges, keys, "cu_seqlens_k")
+    rooms = key_lengths = sequence_lengths(key_edges, keys, "cu_seqlens_k")
+    if lengths_k is not None:
+        expect_shape("lengths_k", lengths_k, (len(rooms),))
+        key_lengths = lengths_k.detach().cpu().numpy().astype(np.int64)
+        if (key_lengths < 0).any() or (key_lengths > rooms).any():
+            raise ShapeError("lengths_k", key_lengths.tolist(), f"no more than the rows {rooms.tolist()}")
     needed = lengths if causal or window is not None else np.minimum(lengths, 1)
     if len(lengths) != len(key_lengths) or (needed > key_lengths).any():
         raise ShapeError("cu_seqlens_k", key_lengths.tolist(), f"keys for at least {lengths.tolist()} queries")
@@ -79,24 +88,28 @@ def attention(
     if not tokens or not v.shape[-1]:
         return q.new_zeros(tokens, heads, v.shape[-1])
     scale = dim**-0.5 if scale is None else float(scale)
-    run = native_attention if chosen == "native" else _grouped
-    sizes = {"lengths": lengths, "key_lengths": key_lengths, "prefixes": prefixes}
-    return run(q, k, v, **sizes, causal=causal, window=window, scale=scale)
+    starts = np.cumsum(rooms) - rooms
+    if chosen == "native":
+        sizes = Sizes(lengths, starts, key_lengths, prefixes)
+        return native_attention(q, k, v, sizes, causal=causal, window=window, scale=scale)
+    if lengths_k is not None:
+        filled = np.arange(key_lengths.sum()) + np.repeat(starts - np.cumsum(key_lengths) + key_lengths, key_lengths)
+        k, v = (collect(x, torch.from_numpy(filled).to(x.device)) for x in (k, v))
+    return _grouped(q, k, v, (lengths, key_lengths, prefixes), causal=causal, window=window, scale=scale)
 
 
 def _grouped(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    sizes: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     *,
-    lengths: NDArray[np.int64],
-    key_lengths: NDArray[np.int64],
-    prefixes: NDArray[np.int64],
     causal: bool,
     window: int | None,
     scale: float,
 ) -> Tensor:
     """Sequences of equal lengths together; one permutation makes every group a contiguous slice."""
+    lengths, key_lengths, prefixes = sizes
     (tokens, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
     order = np.lexsort((lengths, key_lengths))
     q_row, k_row = (torch.from_numpy(_rows(sizes, order)).to(q.device) for sizes in (lengths, key_lengths))

@@ -14,30 +14,37 @@ from torch.autograd.function import once_differentiable
 from . import native
 
 
+class Sizes(NamedTuple):
+    """Of each sequence: its queries, the row of its first key, its keys, and how many of these are its prefix."""
+
+    lengths: NDArray[np.int64]
+    key_starts: NDArray[np.int64]
+    key_lengths: NDArray[np.int64]
+    prefixes: NDArray[np.int64]
+
+
 def native_attention(
     q: Float[Tensor, "tokens heads dim"],
     k: Float[Tensor, "keys kv_heads dim"],
     v: Float[Tensor, "keys kv_heads v_dim"],
+    sizes: Sizes,
     *,
-    lengths: NDArray[np.int64],
-    key_lengths: NDArray[np.int64],
-    prefixes: NDArray[np.int64],
     causal: bool,
     window: int | None,
     scale: float,
 ) -> Float[Tensor, "tokens heads v_dim"]:
     """Attend in float32; arguments as ``attention`` has checked them."""
-    edges, key_edges = (np.concatenate(([0], np.cumsum(sizes))) for sizes in (lengths, key_lengths))
+    edges = np.concatenate(([0], np.cumsum(sizes.lengths)))
     y: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        *(x.float() for x in (q, k, v)), _Call((edges, key_edges, prefixes), causal, window, scale)
+        *(x.float() for x in (q, k, v)), _Call((edges, *sizes[1:]), causal, window, scale)
     )
     return y.to(q.dtype)
 
 
 class _Call(NamedTuple):
-    """What is no tensor; ``edges`` are the boundaries of queries and of keys, and the prefixes."""
+    """What is no tensor; ``edges`` are the boundaries of the queries, then ``Sizes`` of keys and prefixes."""
 
-    edges: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    edges: tuple[NDArray[np.int64], ...]
     causal: bool
     window: int | None
     scale: float
@@ -55,7 +62,7 @@ class _Attention(torch.autograd.Function):
         strides = [stride for x in (q, k, v) for stride in x.stride()[:2]]
         layout = np.array([len(call.edges[0]) - 1, heads, kv_heads, dim, v_dim, call.causal, seen, *strides], np.int64)
         y, stats = native.empty(tokens, heads, v_dim), native.empty(2, heads, tokens)
-        native.function("attention_forward", "ppp ppp p f pp")(
+        native.function("attention_forward", "ppp pppp p f pp")(
             *(x.data_ptr() for x in (q, k, v)),
             *(array.ctypes.data for array in (*call.edges, layout)),
             call.scale,
@@ -71,7 +78,9 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, y, stats = ctx.saved_tensors
         dq, dk, dv = (native.empty(*x.shape) for x in (q, k, v))
-        native.function("attention_backward", "ppp ppp p f ppp ppp")(
+        if ctx.call.edges[2].sum() < len(k):  # rows without a key
+            dk, dv = dk.zero_(), dv.zero_()
+        native.function("attention_backward", "ppp pppp p f ppp ppp")(
             *(x.data_ptr() for x in (q, k, v)),
             *(array.ctypes.data for array in (*ctx.call.edges, ctx.layout)),
             ctx.call.scale,

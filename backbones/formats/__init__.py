@@ -1,9 +1,26 @@
 """Foreign checkpoints: one table per format, read both ways."""
 
+from .bert import HF_BERT
 from .esm import FAIR_ESM, HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
 from .esmc import ESMC, HF_ESMC
+from .llama import HF_LLAMA
+from .proteinglm import PROTEINGLM
 from .table import Checkpoint, CheckpointFormat, Entry
+from .xlstm import XLSTM_PACKAGE
+from .xlstm_large import HF_XLSTM, XLSTM_LARGE
 
-FORMATS: tuple[CheckpointFormat, ...] = (FAIR_ESM, HF_ESM, NUCLEOTIDE_TRANSFORMER_V2, ESMC, HF_ESMC)
+FORMATS: tuple[CheckpointFormat, ...] = (
+    FAIR_ESM,
+    HF_ESM,
+    NUCLEOTIDE_TRANSFORMER_V2,
+    ESMC,
+    HF_ESMC,
+    HF_LLAMA,
+    HF_BERT,
+    PROTEINGLM,
+    XLSTM_PACKAGE,
+    XLSTM_LARGE,
+    HF_XLSTM,
+)
 
 __all__ = ["FORMATS", "Checkpoint", "CheckpointFormat", "Entry"]

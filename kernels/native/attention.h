@@ -25,13 +25,13 @@ typedef struct {
 } Part;
 
 static Part attention_part(const Attention *a, const float *q, const float *k, const float *v, const int64_t *edges,
-                           const int64_t *key_edges, const int64_t *prefix, int64_t s, int64_t head) {
-    int64_t shared = head / (a->heads / a->kv_heads);
-    int64_t keys = key_edges[s + 1] - key_edges[s];
+                           const int64_t *key_starts, const int64_t *key_lengths, const int64_t *prefix, int64_t s,
+                           int64_t head) {
+    int64_t shared = head / (a->heads / a->kv_heads), keys = key_lengths[s];
     return (Part){a,
                   q + edges[s] * a->q_token + head * a->q_head,
-                  k + key_edges[s] * a->k_token + shared * a->k_head,
-                  v + key_edges[s] * a->v_token + shared * a->v_head,
+                  k + key_starts[s] * a->k_token + shared * a->k_head,
+                  v + key_starts[s] * a->v_token + shared * a->v_head,
                   edges[s + 1] - edges[s],
                   keys,
                   prefix[s] < keys ? prefix[s] : keys};
@@ -266,8 +266,8 @@ static int64_t owner(const int64_t *starts, int64_t sequences, int64_t piece) {
 
 /* y[tokens][heads][v_dim] and stats[2][heads][tokens], the maximum of each row of S and 1 / the sum of its P. */
 EXPORT(int attention_forward)(const float *q, const float *k, const float *v, const int64_t *edges,
-                              const int64_t *key_edges, const int64_t *prefix, const Attention *a, float scale,
-                              float *y, float *stats) {
+                              const int64_t *key_starts, const int64_t *key_lengths, const int64_t *prefix,
+                              const Attention *a, float scale, float *y, float *stats) {
     const int64_t tokens = edges[a->sequences], heads = a->heads, y_row = heads * a->v_dim;
     const int share = heads / a->kv_heads, together = (256 + a->dim - 1) / a->dim; /* 1 kB of each key */
     int64_t *starts = malloc((a->sequences + 1) * sizeof(int64_t));
@@ -284,7 +284,7 @@ EXPORT(int attention_forward)(const float *q, const float *k, const float *v, co
         for (int64_t task = 0; task < starts[a->sequences] * heads; task++) {
             if (!work) continue;
             int64_t block = task / heads, head = task % heads, s = owner(starts, a->sequences, block);
-            Part p = attention_part(a, q, k, v, edges, key_edges, prefix, s, head);
+            Part p = attention_part(a, q, k, v, edges, key_starts, key_lengths, prefix, s, head);
             int begin = (block - starts[s]) * QUERIES;
             int64_t token = edges[s] + begin;
             float *out = y + token * y_row + head * a->v_dim;
@@ -386,14 +386,15 @@ static void attend_backward(const Part *p, int begin, float scale, const float *
 
 /* Gradients of contiguous shapes [tokens or keys][heads or kv_heads][dim or v_dim]. */
 EXPORT(int attention_backward)(const float *q, const float *k, const float *v, const int64_t *edges,
-                               const int64_t *key_edges, const int64_t *prefix, const Attention *a, float scale,
-                               const float *y, const float *stats, const float *dy, float *dq, float *dk, float *dv) {
+                               const int64_t *key_starts, const int64_t *key_lengths, const int64_t *prefix,
+                               const Attention *a, float scale, const float *y, const float *stats, const float *dy,
+                               float *dq, float *dk, float *dv) {
     const int64_t tokens = edges[a->sequences], heads = a->heads, share = heads / a->kv_heads;
     const int64_t q_row = heads * a->dim, y_row = heads * a->v_dim;
     const int wide = round_up(a->dim), v_wide = round_up(a->v_dim);
     int64_t longest = 0;
     for (int64_t s = 0; s < a->sequences; s++)
-        if (key_edges[s + 1] - key_edges[s] > longest) longest = key_edges[s + 1] - key_edges[s];
+        if (key_lengths[s] > longest) longest = key_lengths[s];
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
@@ -402,12 +403,12 @@ EXPORT(int attention_backward)(const float *q, const float *k, const float *v, c
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < a->sequences * a->kv_heads; task++) {
             if (!work) continue;
-            int64_t s = task / a->kv_heads, shared = task % a->kv_heads, keys = key_edges[s + 1] - key_edges[s];
+            int64_t s = task / a->kv_heads, shared = task % a->kv_heads, keys = key_lengths[s];
             Backward w = backward_space(a, keys, work);
             memset(w.dk, 0, keys * wide * sizeof(float));
             memset(w.dv, 0, keys * v_wide * sizeof(float));
             for (int64_t head = shared * share; head < (shared + 1) * share; head++) {
-                Part p = attention_part(a, q, k, v, edges, key_edges, prefix, s, head);
+                Part p = attention_part(a, q, k, v, edges, key_starts, key_lengths, prefix, s, head);
                 for (int begin = 0; begin < p.queries; begin += QUERIES) {
                     int64_t token = edges[s] + begin, at = token * y_row + head * a->v_dim;
                     const float *top = stats + head * tokens + token;
@@ -416,7 +417,7 @@ EXPORT(int attention_backward)(const float *q, const float *k, const float *v, c
                 }
             }
             for (int64_t j = 0; j < keys; j++) {
-                int64_t row = (key_edges[s] + j) * a->kv_heads + shared;
+                int64_t row = (key_starts[s] + j) * a->kv_heads + shared;
                 memcpy(dk + row * a->dim, w.dk + j * wide, a->dim * sizeof(float));
                 memcpy(dv + row * a->v_dim, w.dv + j * v_wide, a->v_dim * sizeof(float));
             }

@@ -1,5 +1,7 @@
 """What holds for every backbone: packed = alone, whole = streamed, nothing sees the future, state is a value."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -13,10 +15,15 @@ V, TOLERANCE = 19, 1e-4
 CAUSAL = {
     "mlstm": XLSTMConfig(V, 32, 2, heads=2),
     "mlstm-bias-odd": XLSTMConfig(V, 20, 2, heads=1, bias=True, convolution=3, post_blocks_norm=False),
-    "slstm": XLSTMConfig(V, 24, 2, heads=4, slstm_at=(0, 1)),
-    "mixed": XLSTMConfig(V, 32, 3, heads=4, slstm_at=(1,)),
-    "7b": XLSTMConfig(V, 32, 2, heads=2, layout="7b"),
-    "7b-mixed": XLSTMConfig(V, 24, 2, heads=2, layout="7b", slstm_at=(1,), gate_cap=None),
+    "slstm": XLSTMConfig(V, 24, 2, heads=4, blocks="slstm"),
+    "mixed": XLSTMConfig(V, 32, 3, heads=4, blocks=("mlstm", "slstm", "mlstm")),
+    "7b": XLSTMConfig(V, 32, 2, heads=2, blocks="mlstm-7b"),
+    "7b-mixed": XLSTMConfig(V, 24, 2, heads=2, blocks=("mlstm-7b", "slstm"), gate_cap=None),
+    "mlstm-rotary-width": XLSTMConfig(V, 24, 2, heads=4, rotary="width", norm_offset=True),
+    "mlstm-rotary-head": XLSTMConfig(V, 32, 2, heads=2, rotary="head", rotary_base=100.0, bias=True),
+    "layer-wise": XLSTMConfig(
+        V, 24, 3, heads=2, blocks=("mlstm-7b", "mlstm", "slstm"), expansion=(1, 4.5, 1), norm_offset=True
+    ),
     "decoder": TransformerConfig(V, 32, 2, heads=4, key_value_heads=2),
     "decoder-window": TransformerConfig(V, 32, 2, heads=2, window=3),
     "decoder-window-1": TransformerConfig(V, 32, 1, heads=2, window=1),
@@ -25,15 +32,29 @@ CAUSAL = {
 WHOLE = {
     "mlstm-alternating": XLSTMConfig(V, 32, 3, heads=2, direction="alternating"),
     "mlstm-bidirectional": XLSTMConfig(V, 32, 2, heads=2, direction="bidirectional"),
-    "mixed-alternating": XLSTMConfig(V, 32, 3, heads=2, slstm_at=(1,), direction="alternating"),
-    "mixed-bidirectional": XLSTMConfig(V, 32, 3, heads=2, slstm_at=(1,), direction="bidirectional"),
-    "7b-alternating": XLSTMConfig(V, 32, 2, heads=2, layout="7b", direction="alternating"),
-    "7b-bidirectional": XLSTMConfig(V, 32, 2, heads=2, layout="7b", direction="bidirectional"),
+    "mixed-alternating": XLSTMConfig(V, 32, 3, heads=2, blocks=("mlstm", "slstm", "mlstm"), direction="alternating"),
+    "mixed-bidirectional": XLSTMConfig(
+        V, 32, 3, heads=2, blocks=("mlstm", "slstm", "mlstm"), direction="bidirectional"
+    ),
+    "7b-alternating": XLSTMConfig(V, 32, 2, heads=2, blocks="mlstm-7b", direction="alternating"),
+    "7b-bidirectional": XLSTMConfig(V, 32, 2, heads=2, blocks="mlstm-7b", direction="bidirectional"),
+    "mixed-tied": XLSTMConfig(
+        V, 24, 3, heads=2, blocks=("mlstm", "slstm", "mlstm-7b"), direction="tied", rotary="head", bias=True
+    ),
+    "rotary-width-tied": XLSTMConfig(V, 24, 2, heads=2, direction="tied", rotary="width"),
+    "rotary-width-alternating": XLSTMConfig(V, 24, 2, heads=2, direction="alternating", rotary="width"),
     "encoder": TransformerConfig(
         V, 32, 2, heads=2, direction="bidirectional", norm="layer", activation="gelu", bias=True, token_dropout=3
     ),
     "encoder-window": TransformerConfig(V, 32, 2, heads=2, direction="bidirectional", window=4, activation="geglu"),
 }
+COMPLEMENT = (0, 1, 2, 3, 4, *range(10, 15), *range(5, 10), 16, 15, 17, 18)
+STRANDS = {
+    f"{name}-strands": replace(config, complement=COMPLEMENT)
+    for name, config in (CAUSAL | WHOLE).items()
+    if name in ("mixed", "7b", "decoder", "mixed-bidirectional", "mixed-tied", "rotary-width-alternating", "encoder")
+}
+WHOLE |= STRANDS
 EVERY = CAUSAL | WHOLE
 
 
@@ -240,8 +261,10 @@ def test_hidden_layers(name):
     with torch.no_grad():
         layers = network.hidden_layers(batch)
         assert len(layers) == network.config.depth + 1
-        assert all(layer.shape == (11, network.config.width) for layer in layers)
+        assert all(layer.shape == (11, network.config.hidden_width) for layer in layers)
         assert torch.equal(layers[-1], network(batch)[0])
+        if name in STRANDS:
+            return
         assert torch.equal(layers[0], network.embed(batch))
         if network.config.depth > 1:
             again = network.norm(network.blocks[-1](layers[-2], network.context(batch, None), None, False)[0])
@@ -272,8 +295,6 @@ def test_every_block_learns_from_fresh_weights(name):
 
 @pytest.mark.parametrize("name", ["mixed", "7b", "decoder", "encoder"])
 def test_dropout_acts_in_training_only(name):
-    from dataclasses import replace
-
     torch.manual_seed(0)
     network, batch = build(replace(EVERY[name], dropout=0.5)), random_batch([9])
     assert not torch.equal(network(batch)[0], network(batch)[0])
@@ -315,7 +336,7 @@ def test_alternating_reads_odd_blocks_right_to_left():
 
 
 def test_bidirectional_is_symmetric_under_reversal():
-    for name in ("mlstm-bidirectional", "mixed-bidirectional", "7b-bidirectional"):
+    for name in ("mlstm-bidirectional", "mixed-bidirectional", "7b-bidirectional", "mixed-tied", "rotary-width-tied"):
         batch = random_batch([12])
         backwards = PackedBatch.from_lengths(batch.tokens.flip(0), batch.lengths)
         with torch.no_grad():

@@ -12,9 +12,9 @@ PUBLISHED = {  # with an untied linear head without bias
     "dna-mlstm": (XLSTMConfig(16, 128, 4, heads=4), 442_016),
     "dna-mlstm-bias": (XLSTMConfig(16, 128, 4, heads=4, bias=True), 447_648),
     "dna-mlstm-256": (XLSTMConfig(16, 256, 4, heads=4), 1_670_432),
-    "dna-slstm": (XLSTMConfig(16, 128, 4, heads=4, slstm_at=(0, 1, 2, 3), feed_forward_width=136), 350_336),
-    "dna-slstm-6": (XLSTMConfig(16, 128, 6, heads=4, slstm_at=tuple(range(6)), feed_forward_width=136), 523_392),
-    "dna-slstm-256": (XLSTMConfig(16, 256, 4, heads=4, slstm_at=(0, 1, 2, 3), feed_forward_width=280), 1_405_184),
+    "dna-slstm": (XLSTMConfig(16, 128, 4, heads=4, blocks="slstm", feed_forward_width=136), 350_336),
+    "dna-slstm-6": (XLSTMConfig(16, 128, 6, heads=4, blocks="slstm", feed_forward_width=136), 523_392),
+    "dna-slstm-256": (XLSTMConfig(16, 256, 4, heads=4, blocks="slstm", feed_forward_width=280), 1_405_184),
     "prot-xlstm": (XLSTMConfig(38, 1024, 16, heads=4), 102_167_680),
     "prot-xlstm-small": (XLSTMConfig(38, 512, 16, heads=4), 25_918_080),
 }
@@ -31,15 +31,15 @@ def test_published_parameter_counts(name):
 
 def test_xlstm_7b_has_its_published_size():
     with torch.device("meta"):
-        network = build(XLSTMConfig(50304, 4096, 32, heads=8, layout="7b"))
+        network = build(XLSTMConfig(50304, 4096, 32, heads=8, blocks="mlstm-7b"))
     assert 6.8e9 < sum(parameter.numel() for parameter in network.parameters()) + 50304 * 4096 < 7.0e9
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        XLSTMConfig(9, 32, 3, heads=2, slstm_at=(0, 2), direction="alternating", norm_eps=1e-6),
-        XLSTMConfig(9, 32, 3, heads=2, layout="7b", gate_cap=None),
+        XLSTMConfig(9, 32, 3, heads=2, blocks=("slstm", "mlstm", "slstm"), direction="alternating", norm_eps=1e-6),
+        XLSTMConfig(9, 32, 3, heads=2, blocks="mlstm-7b", gate_cap=None),
         TransformerConfig(9, 32, 3, heads=4, key_value_heads=2, window=5, positions="none"),
     ],
     ids=["xlstm", "7b", "transformer"],
@@ -50,7 +50,7 @@ def test_json_round_trip(config):
 
 def test_integers_do_for_real_numbers():
     config = config_from_dict({"family": "xlstm", "vocabulary_size": 9, "width": 32, "depth": 1, "expansion": 3})
-    assert config.inner == 128
+    assert config.inner_width(0) == 128
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_integers_do_for_real_numbers():
         ({"family": "mamba"}, "'mamba'"),
         ({"width": "32"}, "width is '32'"),
         ({"width": True}, "width is True"),
-        ({"slstm_at": [0.5]}, "slstm_at"),
-        ({"slstm_at": 1}, "slstm_at"),
+        ({"blocks": [0.5, 0.5]}, "blocks"),
+        ({"blocks": 1}, "blocks is 1"),
         ({"depth": 0}, "depth is 0"),
-        ({"layout": "nips"}, "nips"),
+        ({"blocks": "nips"}, "nips"),
         ({"direction": "both"}, "both"),
         ({"heads": 5}, "not divisible by 5"),
         ({"projection_block": 5}, "not divisible by 5"),
-        ({"slstm_at": [2]}, r"blocks \[2\]"),
-        ({"slstm_at": [1], "heads": 64}, "width 32 is not divisible by 64"),
-        ({"layout": "7b", "qk_factor": 0.3}, "width of q and k 9"),
+        ({"blocks": ["slstm"]}, "blocks has 1 entries; there are 2"),
+        ({"blocks": ["mlstm", "slstm"], "heads": 64}, "width 32 is not divisible by 64"),
+        ({"blocks": "mlstm-7b", "qk_factor": 0.3}, "width of q and k 9"),
         ({"dropout": 1.0}, "dropout is 1.0"),
     ],
 )
@@ -108,13 +108,13 @@ def test_a_missing_key_is_named():
 
 
 def test_derived_widths_follow_a_changed_width():
-    wide = replace(XLSTMConfig(9, 128, 1, slstm_at=(0,)), width=256)
-    assert (wide.inner, wide.gelu_width, wide.swiglu_width) == (512, 384, 704)
+    wide = replace(XLSTMConfig(9, 128, 1, blocks="slstm"), width=256)
+    assert (wide.inner_width(0), wide.gelu_width, wide.swiglu_width) == (512, 384, 704)
 
 
 def test_initial_values_are_the_published_ones():
     torch.manual_seed(0)
-    mixed = build(XLSTMConfig(9, 64, 3, heads=4, slstm_at=(2,)))
+    mixed = build(XLSTMConfig(9, 64, 3, heads=4, blocks=("mlstm", "mlstm", "slstm")))
     mlstm, slstm = mixed.blocks[0], mixed.blocks[2]
     assert not mlstm.gates.weight.any()
     torch.testing.assert_close(mlstm.gates.bias[4:], torch.tensor([3.0, 4.0, 5.0, 6.0]))
@@ -124,10 +124,10 @@ def test_initial_values_are_the_published_ones():
     x = torch.arange(16) / 15
     torch.testing.assert_close(slstm.bias[1, 3], 5 - 12 * x**1.6)
     assert not slstm.bias[[0, 2, 3]].any()
-    capped = build(XLSTMConfig(9, 64, 1, heads=2, layout="7b")).blocks[0]
+    capped = build(XLSTMConfig(9, 64, 1, heads=2, blocks="mlstm-7b")).blocks[0]
     assert capped.gates.bias.tolist() == [-10.0, -10.0, 3.0, 6.0]
 
 
 def test_heads_of_one_channel_start_finite():
-    network = build(XLSTMConfig(9, 4, 1, heads=4, slstm_at=(0,)))
+    network = build(XLSTMConfig(9, 4, 1, heads=4, blocks="slstm"))
     assert all(parameter.isfinite().all() for parameter in network.parameters())

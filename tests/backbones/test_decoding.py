@@ -20,7 +20,9 @@ CONFIGS = {
     "one tap, blocks of 3": XLSTMConfig(V, 64, 2, heads=3, bias=True, convolution=1, projection_block=3, expansion=3),
     "blocks of 8, eps": XLSTMConfig(V, 24, 1, heads=8, projection_block=8, convolution=5, norm_eps=1e-2),
     "blocks of 1, heads of 4": XLSTMConfig(V, 33, 2, heads=16, projection_block=1, expansion=1.5),
-    "mixed": XLSTMConfig(V, 32, 3, heads=4, slstm_at=(1,)),
+    "norms stored minus one": XLSTMConfig(V, 32, 2, heads=2, norm_offset=True),
+    "layer-wise": XLSTMConfig(V, 24, 3, heads=2, expansion=(1, 5, 2)),
+    "mixed": XLSTMConfig(V, 32, 3, heads=4, blocks=("mlstm", "slstm", "mlstm")),
 }
 needs_native = pytest.mark.skipif(chosen_backend("decoding") == "torch", reason="the native kernels are not there")
 
@@ -104,7 +106,7 @@ def test_equals_the_ordinary_way_and_float64(name, sequences, monkeypatch, calls
     for count in (1, 2) if sequences > 3 else (1, 2, 100):
         calls.clear()
         got, last = steps(network, start(network, sequences), count)
-        assert calls == [i not in network.config.slstm_at for i in range(network.config.depth)] * count
+        assert calls == [kind == "mlstm" for kind in network.config.kinds] * count
         want, want_last = steps(exact, start(exact, sequences), count)
         assert_near(got, want, 1e-5)
         for key, tensor in true_memory(want_last).items():

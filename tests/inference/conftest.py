@@ -58,7 +58,7 @@ def make_model(tokenizer: LetterTokenizer) -> Callable[..., LanguageModel]:
         elif kind == "decoder":
             config = TransformerConfig(size, width, 2, heads=2, dropout=0.1)
         else:
-            config = XLSTMConfig(size, width, 2, heads=2, slstm_at=(1,), dropout=0.1)
+            config = XLSTMConfig(size, width, 2, heads=2, blocks=("mlstm", "slstm"), dropout=0.1)
         model = LanguageModel(tokenizer, config)
         with torch.no_grad():  # a head that is neither flat nor sure of one token has something to tell
             model.head.weight.mul_(1 if kind == "decoder" else 4)

@@ -11,8 +11,8 @@ from processive.models import LanguageModel
 from processive.sequences import PackedBatch
 
 BLOCKS = {
-    "xlstm": {"slstm_at": (1,)},
-    "7b": {"layout": "7b"},
+    "xlstm": {"blocks": ("mlstm", "slstm", "mlstm"), "rotary": "head"},
+    "7b": {"blocks": "mlstm-7b"},
 }
 
 

@@ -77,6 +77,45 @@ def test_queries_are_the_last_tokens_of_a_cache(check, queries, keys, options, c
     check(queries, keys, 4, 2, cu_seqlens=cu(queries), cu_seqlens_k=cu(keys), **options)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("queries", "keys"),
+    [([1, 3, 0, 4, 1, 3], [6, 9, 5, 4, 6, 9]), ([1, 1, 1], [33, 0, 70]), ([70, 2], [150, 2])],
+    ids=str,
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_room_behind_the_keys_is_not_read(backend, queries, keys, options, cu, grads, assert_close):
+    """Keys with room behind each sequence give what they give end to end, and the room gets no gradient."""
+    queries, room = [n if keys[s] else 0 for s, n in enumerate(queries)], [3, 0, 17, 1, 0, 2][: len(keys)]
+    q, k, v = random_inputs(sum(queries), sum(keys), 4, 2, torch.float32)
+    want = reference.attention(q, k, v, cu_seqlens=cu(queries), cu_seqlens_k=cu(keys), **options)
+    want = [want, *grads([want], [q, k, v])]
+
+    def with_room(x: Tensor) -> Tensor:
+        parts = zip(x.detach().split(keys), room, strict=True)
+        spaced = torch.cat([torch.cat((part, part.new_full((n, *x.shape[1:]), torch.nan))) for part, n in parts])
+        return spaced.requires_grad_()
+
+    edges = cu([a + b for a, b in zip(keys, room, strict=True)])
+    rows = torch.cat([torch.arange(n) + first for n, first in zip(keys, edges[:-1], strict=True)])
+    spaced = [q, with_room(k), with_room(v)]
+    y = attention(
+        *spaced, cu_seqlens=cu(queries), cu_seqlens_k=edges, lengths_k=torch.tensor(keys), backend=backend, **options
+    )
+    dq, dk, dv = grads([y], spaced)
+    assert_close([y, dq, dk[rows], dv[rows]], want, 1e-5, NAMES)
+    for gradient in (dk, dv):
+        gradient[rows] = 0
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("prefix", [None, [2, 5]], ids=str)
+@pytest.mark.parametrize(("queries", "keys"), [([5, 1, 70, 0], [2, 9, 3, 4]), ([130, 1], [1, 1])], ids=str)
+def test_cross_attention_sees_every_key(check, queries, keys, prefix, cu):
+    lead = None if prefix is None else torch.tensor((prefix * 2)[: len(keys)])
+    check(queries, keys, 4, 2, cu_seqlens=cu(queries), cu_seqlens_k=cu(keys), causal=False, prefix=lead)
+
+
 @pytest.mark.parametrize("dims", [(DIM, V), (64, 64), (48, 33)], ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 6), (6, 3), (10, 10)])
 def test_one_query_each_with_shared_and_many_heads(check, dims, heads, kv_heads, cu):
@@ -188,6 +227,11 @@ def test_what_does_not_fit_is_refused(cu):
         attention(q, k, v, cu_seqlens=cu([6]), cu_seqlens_k=cu([3, 3]))
     with pytest.raises(ShapeError, match="keys for at least"):
         attention(q, k, v, cu_seqlens=cu([4, 2]), cu_seqlens_k=cu([2, 4]))
+    with pytest.raises(ShapeError, match="keys for at least"):
+        attention(q, k, v, cu_seqlens=cu([4, 2]), cu_seqlens_k=cu([6, 0]), causal=False)
+    for lengths_k in ([4], [5, 2], [-1, 2]):
+        with pytest.raises(ShapeError, match="lengths_k"):
+            attention(q, k, v, cu_seqlens=cu([4, 2]), lengths_k=torch.tensor(lengths_k))
     with pytest.raises(ShapeError, match="divides the 3"):
         attention(q[:, :3], k, v)
     with pytest.raises(ConfigError, match="window is 0"):

@@ -12,12 +12,16 @@ from processive.sequences import PackedBatch
 from safetensors.torch import load_file, save_file
 
 CONFIGS = {
-    "xlstm": (XLSTMConfig(12, 32, 2, heads=2, slstm_at=(1,)), HeadConfig()),
-    "7b-capped": (XLSTMConfig(16, 32, 1, heads=2, layout="7b"), HeadConfig(soft_cap=30.0, bias=True)),
+    "xlstm": (XLSTMConfig(12, 32, 2, heads=2, blocks=("mlstm", "slstm")), HeadConfig()),
+    "7b-capped": (XLSTMConfig(16, 32, 1, heads=2, blocks="mlstm-7b"), HeadConfig(soft_cap=30.0, bias=True)),
     "decoder-tied": (TransformerConfig(12, 32, 2, heads=2), HeadConfig(tied=True)),
     "encoder": (
         TransformerConfig(12, 32, 1, heads=2, direction="bidirectional", norm="layer", activation="gelu", bias=True),
         HeadConfig("esm"),
+    ),
+    "strands": (
+        XLSTMConfig(12, 32, 2, heads=2, blocks="slstm", direction="tied", complement=(*range(10), 11, 10)),
+        HeadConfig("esm", activation="relu", norm_eps=1e-6, conditions=(("species", 3), ("assay", 2))),
     ),
 }
 

@@ -51,7 +51,7 @@ def make_model(tokenizer: LetterTokenizer) -> Callable[..., LanguageModel]:
         if kind == "masked":
             config = TransformerConfig(size, 16, 2, heads=2, direction="bidirectional", dropout=dropout)
         else:
-            config = XLSTMConfig(size, 16, 2, heads=2, slstm_at=(1,), dropout=dropout)
+            config = XLSTMConfig(size, 16, 2, heads=2, blocks=("mlstm", "slstm"), dropout=dropout)
         return LanguageModel(tokenizer, config, name="letters")
 
     return make
