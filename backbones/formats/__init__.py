@@ -1,6 +1,7 @@
 """Foreign checkpoints: one table per format, read both ways."""
 
 from .bert import HF_BERT
+from .chem_xlstm import CHEM_XLSTM
 from .esm import FAIR_ESM, HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
 from .esmc import ESMC, HF_ESMC
 from .llama import HF_LLAMA
@@ -21,6 +22,7 @@ FORMATS: tuple[CheckpointFormat, ...] = (
     XLSTM_PACKAGE,
     XLSTM_LARGE,
     HF_XLSTM,
+    CHEM_XLSTM,
 )
 
 __all__ = ["FORMATS", "Checkpoint", "CheckpointFormat", "Entry"]

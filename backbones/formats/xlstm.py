@@ -5,27 +5,28 @@ The configuration is the package's dataclass as a mapping (``dataclasses.asdict`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ...errors import ConfigError, InputError
+from ...sequences import IdTokenizer
 from ..layers import round_up
 from ..xlstm import XLSTM
 from ..xlstm_config import XLSTMConfig
 from .table import Checkpoint, CheckpointFormat, Entry, Parts, setting, to_ours, to_theirs
-from .values import must_hold, read_json, refuse
+from .tokenizers import OURS, tokenizer_files
+from .values import read_json, refuse
 from .xlstm_keys import (
     STACK,
     canonical,
-    entries,
     expansion_of,
     gelu_width,
     has_stack,
     stack_entries,
     structure,
+    xlstm_entries,
     xlstm_of,
 )
 
@@ -38,13 +39,7 @@ KNOWN = {
     *("dropout", "slstm_at", "_block_map", "vocab_size", "tie_weights", "weight_decay_on_embedding"),
     "add_embedding_dropout",
 }
-FREE = {
-    *("vocabulary_size", "width", "depth", "heads", "blocks", "expansion", "convolution", "projection_block"),
-    *("feed_forward_width", "bias", "dropout", "norm_eps", "post_blocks_norm", "rotary_base"),
-    *("qk_factor", "gate_cap"),  # of other blocks
-}
 FIRST = "blocks.0.xlstm_norm.weight"
-TOKENIZER = "processive_tokenizer.json"
 CELLS = "vanilla"  # runs everywhere; a checkpoint with the other layout is read by the shape of its kernel
 
 
@@ -122,7 +117,8 @@ def config_out(config: XLSTMConfig, *, tied: bool, context: int) -> dict[str, An
     Raises:
         ConfigError: a model that the package cannot hold.
     """
-    must_hold(config, fixed={"norm_offset": True, "direction": "causal"}, free=FREE)
+    if config.direction != "causal" or config.rotary is not None or not config.norm_offset or not config.causal:
+        raise ConfigError("The xlstm package's models are causal, without rotary positions, and have norm_offset.")
     if set(config.kinds) - {"mlstm", "slstm"} or len(set(config.expansions)) > 1:
         raise ConfigError("The xlstm package has blocks mlstm and slstm, all mlstm blocks with one inner width.")
     if config.norm_eps not in (None, 1e-5):
@@ -174,14 +170,14 @@ def feed_forward(config: XLSTMConfig) -> dict[str, Any]:
 
 
 def tokenizer_in(checkpoint: Checkpoint, size: int) -> dict[str, Any]:
-    """Return the tokenizer that ``tokenizer_out`` put beside a checkpoint; the package itself has none but token ids."""
-    return read_json(checkpoint.folder / TOKENIZER) or {"name": "ids", "size": size}
+    """Return the tokenizer whose file lies beside a checkpoint, or that of token ids as they are."""
+    found = read_json(checkpoint.folder / OURS)
+    return found or {"name": IdTokenizer.name, "size": size}
 
 
-def tokenizer_out(parts: Parts) -> dict[str, str]:
-    """Return a file of our own with the tokenizer, for a format without a place for one."""
-    tokenizer = parts["tokenizer"]
-    return {} if tokenizer["name"] == "ids" else {TOKENIZER: json.dumps(tokenizer, ensure_ascii=False) + "\n"}
+def tokenizer_out(parts: Parts) -> dict[str, str | bytes]:
+    """Return the files of a tokenizer; token ids as they are need none."""
+    return {} if parts["tokenizer"]["name"] == IdTokenizer.name else tokenizer_files(parts)
 
 
 def plain_head(head: Mapping[str, Any], *, tied: bool = True) -> bool:
@@ -208,7 +204,7 @@ def _config_out(parts: Parts) -> dict[str, Any]:
 
 
 def _table(parts: Parts) -> list[Entry]:
-    return entries(parts, cells=cells_of(parts))
+    return xlstm_entries(parts, cells=cells_of(parts))
 
 
 def cells_of(parts: Parts, default: str = CELLS) -> str:

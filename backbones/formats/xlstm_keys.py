@@ -15,21 +15,57 @@ Structure is read from the shapes, so that no rule of rounding (inner width, fee
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...errors import ConfigError, InputError
 from ..configuration import config_from_dict
 from ..layers import round_up
 from ..xlstm_config import XLSTMConfig
-from .table import STACKED, Entry, Join, Parts, reshaped, rows
+from .table import STACKED, Entry, Join, Parts, entries, reshaped, rows
 
 Shapes = Mapping[str, tuple[int, ...]]
 ROUNDING = 64  # our inner width of an mLSTM block is a multiple of it
 STACK = "xlstm_block_stack."
+MLSTM: dict[str, str | tuple[str, ...]] = {
+    "norm.weight": "xlstm_norm.weight",
+    "up.weight": "xlstm.proj_up.weight",
+    "convolution.weight": "xlstm.conv1d.conv.weight",
+    "convolution.bias": "xlstm.conv1d.conv.bias",
+    "query_key.weight": ("xlstm.q_proj.weight", "xlstm.k_proj.weight"),
+    "value.weight": "xlstm.v_proj.weight",
+    "gates.*": ("xlstm.mlstm_cell.igate.*", "xlstm.mlstm_cell.fgate.*"),
+    "head_norm.weight": "xlstm.mlstm_cell.outnorm.weight",
+    "skip": "xlstm.learnable_skip",
+    "down.weight": "xlstm.proj_down.weight",
+}
+MLSTM_BIASES: dict[str, str | tuple[str, ...]] = {
+    "up.bias": "xlstm.proj_up.bias",
+    "query_key.bias": ("xlstm.q_proj.bias", "xlstm.k_proj.bias"),
+    "value.bias": "xlstm.v_proj.bias",
+    "down.bias": "xlstm.proj_down.bias",
+}
+SLSTM: dict[str, str | tuple[str, ...]] = {
+    "norm.weight": "xlstm_norm.weight",
+    "convolution.weight": "xlstm.conv1d.conv.weight",
+    "convolution.bias": "xlstm.conv1d.conv.bias",
+    "input_forget.weight": ("xlstm.fgate.weight", "xlstm.igate.weight"),  # as swapped
+    "cell_output.weight": ("xlstm.zgate.weight", "xlstm.ogate.weight"),
+    "recurrent": "xlstm.slstm_cell._recurrent_kernel_",
+    "bias": "xlstm.slstm_cell._bias_",
+    "head_norm.weight": "xlstm.group_norm.weight",
+    "feed_forward_norm.weight": "ffn_norm.weight",
+    "feed_forward.up.weight": "ffn.proj_up.weight",
+    "feed_forward.down.weight": "ffn.proj_down.weight",
+}
+TABLES = {"mlstm": MLSTM, "slstm": SLSTM}
+ENDS = {"backbone.embedding.weight": "token_embedding.weight", "head.weight": "lm_head.weight"}
+SHARED_ENDS = {
+    "backbone.embedding.weight": "token_embedding.embedding.weight",
+    "head.weight": "lm_head.lm_head.weight",
+}
 
 
 def canonical(name: str) -> str:
@@ -138,70 +174,52 @@ def gelu_width(structure: Mapping[str, Any]) -> int | None:
     return None if width in (None, round_up(1.3 * structure["width"], ROUNDING)) else width
 
 
-def entries(parts: Parts, *, cells: str) -> list[Entry]:
+def xlstm_entries(parts: Parts, *, cells: str) -> list[Entry]:
     """Return the table of a model; ``cells`` is the layout of their sLSTM cells, "vanilla" or "cuda"."""
     config = xlstm_of(parts)
-    shared = config.complement is not None
-    embedding = f"token_embedding.{'embedding.' if shared else ''}weight"
-    decoder = f"lm_head.{'lm_head.' if shared else ''}weight"
-    found = [Entry("backbone.embedding.weight", (embedding,)), *stack_entries(config, STACK, cells=cells)]
-    return found if parts["head"].get("tied") else [*found, Entry("head.weight", (decoder,))]
+    ends = dict(ENDS if config.complement is None else SHARED_ENDS)
+    if parts["head"].get("tied"):
+        del ends["head.weight"]
+    return entries(ends) + stack_entries(config, STACK, cells=cells)
 
 
 def stack_entries(config: XLSTMConfig, stack: str, *, cells: str) -> list[Entry]:
     """Return the entries of the blocks and the norm behind them; ``stack`` is what their names begin with."""
-    wrap = "" if config.complement is None else ".submodule"
+    wrapped = config.complement is not None
+    heads, head_dim, block = config.heads, config.width // config.heads, config.projection_block
+    recurrent, cell_bias = cell_layout(cells, heads, head_dim)
+    joins = {
+        "convolution.weight": reshaped((-1, config.convolution), (-1, 1, config.convolution)),
+        "query_key.weight": STACKED,
+        "value.weight": STACKED,
+        "query_key.bias": stacked((-1, block)),
+        "value.bias": stacked((-1, block)),
+        "gates.*": rows(heads, heads),
+        "head_norm.weight": reshaped((heads, -1), (-1,)),
+        "input_forget.weight": STACKED,
+        "cell_output.weight": STACKED,
+        "recurrent": recurrent,
+        "bias": cell_bias,
+    }
     found = []
     for i, kind in enumerate(config.kinds):
-        own, block, cell = f"backbone.blocks.{i}.", f"{stack}blocks.{i}.", f"{stack}blocks.{i}.xlstm{wrap}."
-        found.append(Entry(f"{own}norm.weight", (f"{block}xlstm_norm{wrap}.weight",)))
-        if kind == "slstm":
-            found += _slstm_entries(config, own, cell, cells)
-            found += [
-                Entry(f"{own}feed_forward_norm.weight", (f"{block}ffn_norm{wrap}.weight",)),
-                Entry(f"{own}feed_forward.up.weight", (f"{block}ffn{wrap}.proj_up.weight",)),
-                Entry(f"{own}feed_forward.down.weight", (f"{block}ffn{wrap}.proj_down.weight",)),
-            ]
-        else:
-            found += _mlstm_entries(config, own, cell)
+        if kind not in TABLES:
+            raise ConfigError(f"The format has blocks mlstm and slstm, not {kind}.")
+        table = TABLES[kind] | (MLSTM_BIASES if config.bias and kind == "mlstm" else {})
+        own = f"backbone.blocks.{i}."
+        found += entries(
+            {f"{own}{name}": _names(f"{stack}blocks.{i}.", theirs, wrapped) for name, theirs in table.items()},
+            joins={f"{own}{name}": join for name, join in joins.items()},
+        )
     if config.post_blocks_norm:
-        found.append(Entry("backbone.norm.weight", (f"{stack}post_blocks_norm{wrap}.weight",)))
+        found += entries({"backbone.norm.weight": _names(stack, "post_blocks_norm.weight", wrapped)})
     return found
 
 
-def _mlstm_entries(config: XLSTMConfig, own: str, cell: str) -> Iterator[Entry]:
-    heads, block = config.heads, config.projection_block
-    yield from _convolution_entries(own, cell, config.convolution)
-    yield Entry(f"{own}query_key.weight", (f"{cell}q_proj.weight", f"{cell}k_proj.weight"), STACKED)
-    yield Entry(f"{own}value.weight", (f"{cell}v_proj.weight",), STACKED)
-    for part in ("weight", "bias"):
-        gates = (f"{cell}mlstm_cell.igate.{part}", f"{cell}mlstm_cell.fgate.{part}")
-        yield Entry(f"{own}gates.{part}", gates, rows(heads, heads))
-    yield Entry(f"{own}head_norm.weight", (f"{cell}mlstm_cell.outnorm.weight",), flattened((heads, -1)))
-    yield Entry(f"{own}skip", (f"{cell}learnable_skip",))
-    for part in ("weight", "bias") if config.bias else ("weight",):
-        yield Entry(f"{own}up.{part}", (f"{cell}proj_up.{part}",))
-        yield Entry(f"{own}down.{part}", (f"{cell}proj_down.{part}",))
-    if config.bias:
-        blocks = stacked(flattened((-1, block)))
-        yield Entry(f"{own}query_key.bias", (f"{cell}q_proj.bias", f"{cell}k_proj.bias"), blocks)
-        yield Entry(f"{own}value.bias", (f"{cell}v_proj.bias",), blocks)
-
-
-def _slstm_entries(config: XLSTMConfig, own: str, cell: str, cells: str) -> Iterator[Entry]:
-    heads, width = config.heads, config.width
-    yield from _convolution_entries(own, cell, config.convolution)
-    yield Entry(f"{own}input_forget.weight", (f"{cell}fgate.weight", f"{cell}igate.weight"), STACKED)  # as swapped
-    yield Entry(f"{own}cell_output.weight", (f"{cell}zgate.weight", f"{cell}ogate.weight"), STACKED)
-    recurrent, bias = cell_layout(cells, heads, width // heads)
-    yield Entry(f"{own}recurrent", (f"{cell}slstm_cell._recurrent_kernel_",), recurrent)
-    yield Entry(f"{own}bias", (f"{cell}slstm_cell._bias_",), bias)
-    yield Entry(f"{own}head_norm.weight", (f"{cell}group_norm.weight",), flattened((heads, -1)))
-
-
-def _convolution_entries(own: str, cell: str, taps: int) -> Iterator[Entry]:
-    yield Entry(f"{own}convolution.weight", (f"{cell}conv1d.conv.weight",), reshaped((-1, taps), (-1, 1, taps)))
-    yield Entry(f"{own}convolution.bias", (f"{cell}conv1d.conv.bias",))
+def _names(prefix: str, names: str | tuple[str, ...], wrapped: bool) -> tuple[str, ...]:
+    """Names of theirs; where both strands share parameters, each part of a block stands in a wrapper."""
+    found = (names,) if isinstance(names, str) else names
+    return tuple(prefix + (name.replace(".", ".submodule.", 1) if wrapped else name) for name in found)
 
 
 def cell_layout(cells: str, heads: int, head_dim: int) -> tuple[Join, Join]:
@@ -232,17 +250,11 @@ def permuted(theirs: tuple[int, ...], order: tuple[int, ...], flat: tuple[int, .
     )
 
 
-def flattened(own: tuple[int, ...]) -> Join:
-    """Join one tensor that theirs holds with a single axis."""
-    return reshaped(own, (-1,))
-
-
-def stacked(each: Join) -> Join:
-    """Join tensors on a new first axis, each as ``each`` joins it."""
-    merge: Callable[[Tensor], Tensor] = lambda part: each.merge((part,))  # noqa: E731
+def stacked(own: tuple[int, ...]) -> Join:
+    """Join vectors of theirs on a new first axis, each of shape ``own``."""
     return Join(
-        lambda theirs: torch.stack([merge(part) for part in theirs]),
-        lambda own: [each.split(part)[0] for part in own.unbind()],
+        lambda theirs: torch.stack([part.reshape(*own) for part in theirs]),
+        lambda tensor: [part.flatten() for part in tensor.unbind()],
     )
 
 

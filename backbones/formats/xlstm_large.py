@@ -8,24 +8,39 @@ loader expects.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...errors import ConfigError, InputError
 from ..xlstm_config import XLSTMConfig
-from .table import Checkpoint, CheckpointFormat, Entry, Parts, rows, setting
-from .tokenizers import text_tokenizer, tokenizer_files
-from .values import must_hold, refuse
+from .table import Checkpoint, CheckpointFormat, Entry, Parts, entries, reshaped, rows, setting
+from .tokenizers import tokenizer_of_files
+from .values import refuse
 from .xlstm import context_of, tokenizer_in, tokenizer_out
-from .xlstm_keys import flattened, xlstm_of
+from .xlstm_keys import xlstm_of
 
 READABLE = {"use_bias": (False,), "v_dim_factor": (1,), "quantization_config": ()}
-FREE = {
-    *("vocabulary_size", "width", "depth", "heads", "qk_factor", "gate_cap", "feed_forward_width", "norm_eps"),
-    *("dropout", "post_blocks_norm"),
-    *("expansion", "convolution", "projection_block", "rotary_base"),  # of other blocks
-}
 FIRST = "backbone.blocks.0.norm_mlstm.weight"
+OWN = "backbone.blocks.{i}"
+LAYER = "backbone.blocks.{i}.mlstm_layer"
+FEED_FORWARD = "backbone.blocks.{i}.ffn"
+BLOCK: dict[str, str | tuple[str, ...]] = {
+    f"{OWN}.norm.weight": f"{OWN}.norm_mlstm.weight",
+    f"{OWN}.head_norm.weight": f"{LAYER}.multihead_norm.weight",
+    f"{OWN}.out.weight": f"{LAYER}.out_proj.weight",
+    f"{OWN}.feed_forward_norm.weight": f"{OWN}.norm_ffn.weight",
+    f"{OWN}.feed_forward.down.weight": f"{FEED_FORWARD}.proj_down.weight",
+}
+SINGLE: dict[str, str | tuple[str, ...]] = {
+    f"{OWN}.query_key_value_output.weight": tuple(f"{LAYER}.{name}.weight" for name in ("q", "k", "v", "ogate_preact")),
+    f"{OWN}.gates.*": (f"{LAYER}.igate_preact.*", f"{LAYER}.fgate_preact.*"),
+    f"{OWN}.feed_forward.up.weight": (f"{FEED_FORWARD}.proj_up_gate.weight", f"{FEED_FORWARD}.proj_up.weight"),
+}
+FUSED: dict[str, str | tuple[str, ...]] = {
+    f"{OWN}.query_key_value_output.weight": f"{LAYER}.qkv_opreact.weight",
+    f"{OWN}.gates.*": f"{LAYER}.ifgate_preact.*",
+    f"{OWN}.feed_forward.up.weight": f"{FEED_FORWARD}.proj_up_gate_z.weight",
+}
 HUGGING_FACE = {"embedding_dim": "hidden_size", "num_blocks": "num_hidden_layers"}
 
 
@@ -86,12 +101,8 @@ def _config_in(checkpoint: Checkpoint, config: Mapping[str, Any], embedding: str
 
 def _tokenizer_in(checkpoint: Checkpoint, vocabulary_size: int) -> dict[str, Any]:
     if any((checkpoint.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return text_tokenizer(checkpoint)
+        return tokenizer_of_files(checkpoint.folder)
     return tokenizer_in(checkpoint, vocabulary_size)
-
-
-def _tokenizer_out(parts: Parts) -> dict[str, str | bytes]:
-    return tokenizer_files(parts) or {**tokenizer_out(parts)}
 
 
 def _cap(config: Mapping[str, Any], key: str, default: float) -> float | None:
@@ -118,7 +129,6 @@ def _published_width(width: int) -> int:
 def _values_out(parts: Parts) -> dict[str, Any]:
     """What both configurations say in the same words."""
     config, head = xlstm_of(parts), parts["head"]
-    must_hold(config, fixed={"blocks": config.blocks, "direction": "causal"}, free=FREE)
     if set(config.kinds) != {"mlstm-7b"}:
         raise ConfigError("This format has blocks mlstm-7b alone.")
     if head.get("kind", "linear") != "linear" or head.get("tied") or head.get("bias") or head.get("conditions"):
@@ -183,37 +193,19 @@ def _kernels(mode: str) -> dict[str, Any]:
 
 def _table(parts: Parts, embedding: str) -> list[Entry]:
     config = xlstm_of(parts)
-    fused = parts.get("foreign", {}).get("fused", False)
-    found = [Entry("backbone.embedding.weight", (embedding,)), Entry("head.weight", ("lm_head.weight",))]
-    for i in range(config.depth):
-        found += _block(config, f"backbone.blocks.{i}.", fused=fused)
+    qk, width, inner = config.qk_width, config.width, config.swiglu_width
+    table = BLOCK | (FUSED if parts.get("foreign", {}).get("fused") else SINGLE)
+    table |= {"backbone.embedding.weight": embedding, "head.weight": "lm_head.weight"}
     if config.post_blocks_norm:
-        found.append(Entry("backbone.norm.weight", ("backbone.out_norm.weight",)))
-    return found
-
-
-def _block(config: XLSTMConfig, block: str, *, fused: bool) -> Iterator[Entry]:
-    layer, width, qk = f"{block}mlstm_layer.", config.width, config.qk_width
-    inner, heads = config.swiglu_width, config.heads
-    yield Entry(f"{block}norm.weight", (f"{block}norm_mlstm.weight",))
-    yield Entry(f"{block}head_norm.weight", (f"{layer}multihead_norm.weight",), flattened((heads, -1)))
-    yield Entry(f"{block}out.weight", (f"{layer}out_proj.weight",))
-    yield Entry(f"{block}feed_forward_norm.weight", (f"{block}norm_ffn.weight",))
-    yield Entry(f"{block}feed_forward.down.weight", (f"{block}ffn.proj_down.weight",))
-    joined = f"{block}query_key_value_output.weight"
-    if fused:
-        yield Entry(joined, (f"{layer}qkv_opreact.weight",))
-        yield Entry(f"{block}feed_forward.up.weight", (f"{block}ffn.proj_up_gate_z.weight",))
-        yield Entry(f"{block}gates.weight", (f"{layer}ifgate_preact.weight",))
-        yield Entry(f"{block}gates.bias", (f"{layer}ifgate_preact.bias",))
-        return
-    single = tuple(f"{layer}{name}.weight" for name in ("q", "k", "v", "ogate_preact"))
-    yield Entry(joined, single, rows(qk, qk, width, width))
-    gated = (f"{block}ffn.proj_up_gate.weight", f"{block}ffn.proj_up.weight")
-    yield Entry(f"{block}feed_forward.up.weight", gated, rows(inner, inner))
-    for part in ("weight", "bias"):
-        gates = (f"{layer}igate_preact.{part}", f"{layer}fgate_preact.{part}")
-        yield Entry(f"{block}gates.{part}", gates, rows(heads, heads))
+        table["backbone.norm.weight"] = "backbone.out_norm.weight"
+    joins = {f"{OWN}.head_norm.weight": reshaped((config.heads, -1), (-1,))}
+    if not parts.get("foreign", {}).get("fused"):
+        joins |= {
+            f"{OWN}.query_key_value_output.weight": rows(qk, qk, width, width),
+            f"{OWN}.gates.*": rows(config.heads, config.heads),
+            f"{OWN}.feed_forward.up.weight": rows(inner, inner),
+        }
+    return entries(table, depth=config.depth, joins=joins)
 
 
 XLSTM_LARGE = CheckpointFormat(
@@ -224,7 +216,7 @@ XLSTM_LARGE = CheckpointFormat(
     config_out=_large_out,
     table=lambda parts: _table(parts, "embedding.weight"),
     files=lambda config, tensors: {"config.yaml": config, "model.safetensors": tensors},
-    files_out=_tokenizer_out,
+    files_out=tokenizer_out,
 )
 
 HF_XLSTM = CheckpointFormat(
@@ -234,5 +226,5 @@ HF_XLSTM = CheckpointFormat(
     config_in=_hf_in,
     config_out=_hf_out,
     table=lambda parts: _table(parts, "backbone.embeddings.weight"),
-    files_out=_tokenizer_out,
+    files_out=tokenizer_out,
 )

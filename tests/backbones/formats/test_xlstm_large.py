@@ -10,8 +10,9 @@ from processive.backbones import config_from_dict, config_to_dict
 from processive.backbones.formats.table import Checkpoint, shapes_of_theirs, to_ours, to_theirs
 from processive.backbones.formats.xlstm_large import HF_XLSTM, XLSTM_LARGE
 from processive.errors import ConfigError, InputError
-from processive.models import HeadConfig, LanguageModel
+from processive.models import HeadConfig, LanguageModel, load
 from processive.sequences import PackedBatch, tokenizer_from_dict
+from safetensors.torch import save_file
 
 pytest.importorskip("xlstm")
 from xlstm.xlstm_large.model import xLSTMLarge, xLSTMLargeConfig
@@ -217,8 +218,6 @@ def test_hidden_layers_and_logits_equal_transformers(name, dtype, kernels, most)
 @torch.no_grad()
 @pytest.mark.parametrize("name", HF_MODELS)
 def test_transformers_loads_what_is_written(name, tmp_path):
-    from safetensors.torch import save_file
-
     theirs = hugging_face(name)
     weights = theirs.state_dict()
     ours, parts = read(checkpoint_of(weights, theirs.config.to_dict()), weights, HF_XLSTM)
@@ -264,13 +263,41 @@ def test_what_is_not_ours_is_refused_by_name(change, named):
     [("backbone", {"blocks": ["mlstm-7b", "slstm"]}), ("backbone", {"bias": True}), ("head", {"tied": True}),
      ("backbone", {"direction": "alternating"}), ("backbone", {"norm_offset": True})],
 )  # fmt: skip
-def test_what_they_have_not_is_not_written(part, change):
+def test_what_they_have_not_is_not_written(part, change, tmp_path):
     theirs = theirs_of("even")
     ours, parts = read(checkpoint_of(theirs.state_dict(), asdict(theirs.config)), theirs.state_dict(), XLSTM_LARGE)
     parts = full(parts, ours)
     parts[part].update(change)
-    with pytest.raises(ConfigError):
-        XLSTM_LARGE.config_out(parts)
+    model = LanguageModel(ours.tokenizer, config_from_dict(parts["backbone"]), HeadConfig(**parts["head"]))
+    for format in ("xlstm-large", "hf-xlstm", "xlstm"):
+        with pytest.raises(ConfigError):
+            model.save(tmp_path, format=format)
+    assert not any(tmp_path.iterdir())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("format", "config"), [("xlstm-large", "config.yaml"), ("hf-xlstm", "config.json")])
+def test_a_folder_is_loaded_and_written_back(format, config, tmp_path, same):
+    theirs = theirs_of("odd")
+    weights = theirs.state_dict()
+    ours, _ = read(checkpoint_of(weights, asdict(theirs.config)), weights, XLSTM_LARGE)
+    ours.save(tmp_path, format=format)
+    assert (tmp_path / config).is_file()
+    again = load(tmp_path)
+    assert again.backbone.config == ours.backbone.config and again.head.config == ours.head.config
+    same(dict(again.state_dict()), dict(ours.state_dict()))
+
+
+@torch.no_grad()
+def test_shards_of_the_package_are_one_model(tmp_path, same):
+    yaml = pytest.importorskip("yaml")
+    theirs = theirs_of("odd")
+    names = sorted(theirs.state_dict())
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: theirs.state_dict()[name] for name in part}, tmp_path / f"model_{number}.safetensors")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(theirs.config)))
+    ours, _ = read(checkpoint_of(theirs.state_dict(), asdict(theirs.config)), theirs.state_dict(), XLSTM_LARGE)
+    same(dict(load(tmp_path).state_dict()), dict(ours.state_dict()))
 
 
 def test_the_published_model_has_the_published_size():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processive.backbones import build, config_from_dict, config_to_dict
+from processive.backbones import XLSTMConfig, build, config_from_dict, config_to_dict
 from processive.backbones.formats.table import Checkpoint, shapes_of_theirs, to_ours, to_theirs
 from processive.backbones.formats.xlstm import XLSTM_PACKAGE, from_block_stack, to_block_stack
 from processive.backbones.formats.xlstm_keys import cell_layout
@@ -285,12 +285,22 @@ def test_shapes_that_are_not_ours_are_refused():
     ],
     ids=str,
 )
-def test_what_the_package_has_not_is_not_written(change):
-    ours, parts = read(*checkpoint_of(theirs_of("mlstm")))
-    backbone = {**config_to_dict(ours.backbone.config), **change}
-    build(config_from_dict(backbone))
+def test_what_the_package_has_not_is_not_written(change, tmp_path):
+    ours, _ = read(*checkpoint_of(theirs_of("mlstm")))
+    config = config_from_dict({**config_to_dict(ours.backbone.config), **change})
     with pytest.raises(ConfigError):
-        XLSTM_PACKAGE.config_out({**parts, "backbone": backbone})
+        LanguageModel(ours.tokenizer, config).save(tmp_path, format="xlstm")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ConfigError):
+        to_block_stack(build(config))
+
+
+def test_a_tokenizer_goes_with_the_model(tmp_path):
+    config = XLSTMConfig(16, 32, 1, heads=2, norm_offset=True)
+    model = LanguageModel(tokenizer_from_dict({"name": "dna"}), config)
+    model.save(tmp_path, format="xlstm")
+    assert load(tmp_path).tokenizer.to_dict() == model.tokenizer.to_dict()
+    assert load(tmp_path).vocabulary == model.vocabulary
 
 
 @torch.no_grad()
