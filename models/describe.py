@@ -20,7 +20,7 @@ from .foreign import foreign_parts, read_settings
 from .head import HeadConfig
 from .hub import cached, hub_name, licence, whole
 from .language_model import LanguageModel
-from .published import FAIR_ESM, downloaded, published_parts
+from .published import FAIR_ESM, LICENCES, downloaded, published_parts
 from .weights import open_weights
 
 BLOCKS = {"mlstm": "mLSTM", "slstm": "sLSTM", "mlstm-7b": "mLSTM of the 7B kind"}
@@ -117,12 +117,12 @@ def describe(path: str | Path) -> Description:
         terms = licence(place) or licence(snapshot.path)
         return _of_place(place, name=name, source=str(named.at(snapshot.name.revision)), terms=terms)
     if str(path) in FAIR_ESM and not Path(path).exists():
-        file = downloaded(str(path))
+        file, terms = downloaded(str(path)), LICENCES[str(path)]
         if file is not None:
-            return _of_place(file, name=str(path), source="fair-esm", terms="MIT")
+            return _of_place(file, name=str(path), source="fair-esm", terms=terms)
         parts = published_parts(str(path))
-        source = "fair-esm; not fetched yet"
-        return of_parts(parts, name=str(path), format="fair-esm", source=source, licence="MIT")
+        source = "fair-esm; not downloaded yet"
+        return of_parts(parts, name=str(path), format="fair-esm", source=source, licence=terms)
     if not Path(path).exists():
         hint = "Name a folder, a file of weights, hf://owner/name, a name of fair-esm's or a recipe."
         raise InputError("There is no such model.", path=path, hint=hint)

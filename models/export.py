@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..backbones import TransformerConfig, XLSTMConfig, config_from_dict, config_to_dict, from_plain
+from ..backbones import TransformerConfig, XLSTMConfig, config_from_dict, config_to_dict, from_plain, to_plain
 from ..backbones.formats import Checkpoint, CheckpointFormat
 from ..backbones.formats.table import Parts, to_theirs
 from ..errors import ConfigError, InputError, needs
@@ -34,7 +34,7 @@ def save_as(model: LanguageModel, folder: str | Path, format: str) -> None:
     parts = {
         "tokenizer": tokenizer_to_dict(model.tokenizer),
         "backbone": config_to_dict(model.backbone.config),
-        "head": asdict(model.head.config),
+        "head": to_plain(model.head.config),
         "card": asdict(model.card),
     }
     config = chosen.config_out(parts)
