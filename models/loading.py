@@ -30,9 +30,9 @@ def load(
     """Read a model, in evaluation mode.
 
     Args:
-        path: what ``LanguageModel.save`` wrote, a folder or file of weights of another package, ``hf://owner/name`` (see
-            ``models.hub``), or one of fair-esm's names (``"esm2_t33_650M_UR50D"``), whose weights are downloaded into
-            PyTorch's cache, or found there.
+        path: what ``LanguageModel.save`` wrote, a folder or file of weights of another package, ``hf://owner/name``
+            (see ``models.hub``), or one of fair-esm's names (``"esm2_t33_650M_UR50D"``), whose weights are downloaded
+            into PyTorch's cache, or found there.
         format: of another package's checkpoint, one of ``backbones.formats.FORMATS`` by name; None: recognised.
         device: where the weights go.
         dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
