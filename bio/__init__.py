@@ -2,6 +2,7 @@
 
 from .contacts import contacts
 from .graph import contact_graph
+from .letters import LetterTokenizer
 from .readers import read, write_fasta
 from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
 from .tasks import embed, generate, logits, make_tokenizer, score, tokenize
@@ -13,6 +14,7 @@ __all__ = [
     "BASES",
     "DNATokenizer",
     "KmerTokenizer",
+    "LetterTokenizer",
     "ProteinTokenizer",
     "all_single_variants",
     "apply_variant",

@@ -24,11 +24,17 @@ Fallback = Literal["single", "refuse"]
 Layout = Literal["generator", "nucleotide-transformer-v1", "nucleotide-transformer-v2"]
 
 _NOTHING = 255  # a letter that has no code
-_GENERATOR = ("<oov>", "<s>", "</s>", "<pad>", "<mask>", *(f"<reserved_{i}>" for i in range(5, 32)))
+_GENERATOR = (
+    "<oov> <s> </s> <pad> <mask> <bog> <eog> <bok> <eok> <+> <-> <cds> <pseudo> <tRNA> <rRNA> <ncRNA> <miscRNA> <mam> "
+    "<vrt> <inv> <pln> <fng> <prt> <arc> <bct> <mit> <plt> <plm> <vir> <sp0> <sp1> <sp2>"
+)
 _NUCLEOTIDE = ("<unk>", "<pad>", "<mask>", "<cls>")
 _ROLES = {"bos": "<cls>", "mask": "<mask>", "pad": "<pad>", "unk": "<unk>"}
 _LAYOUTS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {  # special tokens and their roles
-    "generator": (_GENERATOR, {"bos": "<s>", "eos": "</s>", "mask": "<mask>", "pad": "<pad>", "unk": "<oov>"}),
+    "generator": (
+        tuple(_GENERATOR.split()),
+        {"bos": "<s>", "eos": "</s>", "mask": "<mask>", "pad": "<pad>", "unk": "<oov>"},
+    ),
     "nucleotide-transformer-v1": (_NUCLEOTIDE, _ROLES),
     "nucleotide-transformer-v2": ((*_NUCLEOTIDE, "<eos>", "<bos>"), _ROLES),
 }
@@ -142,7 +148,7 @@ class DNATokenizer:
 class KmerTokenizer:
     """One token per ``k`` bases, not overlapping.
 
-    The layout "generator" is GENERator's: 32 special tokens, then all k-mers in the order of ``product("ATCG",
+    The layout "generator" is GENERator's: its 32 special tokens, then all k-mers in the order of ``product("ATCG",
     repeat=k)``; with ``n`` and ``tail`` both "refuse" that is the whole vocabulary, id for id. Otherwise A, T, C, G
     and N follow as single-base tokens: a window that holds an N, and a tail shorter than ``k``, are written in them, so
     that nothing is lost and every later window stays where it was.
@@ -157,6 +163,7 @@ class KmerTokenizer:
         iupac: what becomes of the other ambiguity codes: read as N, or refused.
         u: what becomes of U: read as T, or refused.
         layout: "generator", "nucleotide-transformer-v1" or "nucleotide-transformer-v2".
+        end: put the end token after a sequence, where the layout has one; GENERator itself does not.
     """
 
     name: ClassVar[str] = "dna-kmer"
@@ -172,6 +179,7 @@ class KmerTokenizer:
         iupac: Ambiguous = "N",
         u: Uracil = "T",
         layout: Layout = "generator",
+        end: bool = True,
     ) -> None:
         _check_options(
             self.name,
@@ -183,7 +191,7 @@ class KmerTokenizer:
         )
         if not 2 <= k <= 8:
             raise ConfigError(f"{self.name}: k is 2 to 8, not {k}.")
-        self.k, self.n, self.tail, self.iupac, self.u, self.layout = k, n, tail, iupac, u, layout
+        self.k, self.n, self.tail, self.iupac, self.u, self.layout, self.end = k, n, tail, iupac, u, layout, end
         specials, roles = _LAYOUTS[layout]
         kmers = ("".join(letters) for letters in product("ATCG", repeat=k))
         singles = _ORDER if "single" in (n, tail) or layout != "generator" else ""
@@ -192,7 +200,7 @@ class KmerTokenizer:
         self._first_kmer = len(specials)
         self._first_single = len(specials) + 4**k
         self._begin = self.vocabulary.require("bos")
-        self._end = self.vocabulary.require("eos") if layout == "generator" else None
+        self._end = self.vocabulary.role("eos") if end else None
 
     @property
     def letters_per_token(self) -> int:
@@ -257,12 +265,13 @@ class KmerTokenizer:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         plain = {"k": self.k, "n": self.n, "tail": self.tail, "iupac": self.iupac, "u": self.u}
-        return plain if self.layout == "generator" else {**plain, "layout": self.layout}
+        default = {"layout": "generator", "end": True}  # left out, so that older models and newer ones are alike
+        return plain | {name: getattr(self, name) for name, value in default.items() if getattr(self, name) != value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> KmerTokenizer:
         """Inverse of ``to_dict``; a setting left out has its default."""
-        _check_keys(cls.name, data, ("k", "n", "tail", "iupac", "u", "layout"))
+        _check_keys(cls.name, data, ("k", "n", "tail", "iupac", "u", "layout", "end"))
         return cls(**data)
 
 

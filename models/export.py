@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..backbones import TransformerConfig, config_from_dict, config_to_dict, from_plain, to_plain
+from ..backbones import TransformerConfig, XLSTMConfig, config_from_dict, config_to_dict, from_plain, to_plain
 from ..backbones.formats import Checkpoint, CheckpointFormat
 from ..backbones.formats.table import Parts, to_theirs
 from ..errors import ConfigError, InputError, needs
@@ -35,6 +35,7 @@ def save_as(model: LanguageModel, folder: str | Path, format: str) -> None:
         "tokenizer": tokenizer_to_dict(model.tokenizer),
         "backbone": config_to_dict(model.backbone.config),
         "head": to_plain(model.head.config),
+        "card": asdict(model.card),
     }
     config = chosen.config_out(parts)
     own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -50,7 +51,7 @@ def save_as(model: LanguageModel, folder: str | Path, format: str) -> None:
     odd = sorted({entry.own for entry in entries} ^ set(own))
     if odd:
         raise ConfigError(f"The format {format} and this model do not both have {', '.join(odd)}.")
-    files: dict[str, Any] = chosen.files(config, tensors) | chosen.files_out(parts)
+    files: dict[str, Any] = {**chosen.files(config, tensors), **chosen.files_out(parts)}
     with ExitStack() as stack:
         # Left in reverse order: the weights take their place first and the configuration last, as in files.save.
         places = {name: stack.enter_context(replacing(Path(folder) / name)) for name in files}
@@ -65,8 +66,8 @@ def _check(chosen: CheckpointFormat, parts: Parts, config: dict[str, Any], tenso
         ConfigError: a setting would be read as another.
     """
     with TemporaryDirectory() as folder:
-        for name, text in chosen.files_out(parts).items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
+        for name, content in chosen.files_out(parts).items():
+            _write(Path(folder) / name, content, {})
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         try:
             back = chosen.config_in(Checkpoint(Path(folder), config, shapes, tensors.__getitem__))
@@ -98,6 +99,8 @@ def _effective(parts: Parts) -> dict[str, Any]:
         plain["rotary_precision"] = config.rotary_precision or "float32"
         if not config.rotates:
             plain |= {"rotary_base": None, "rotary_precision": None}
+    if isinstance(config, XLSTMConfig):
+        plain |= _effective_xlstm(config)
     plain["dropout"] = None
     end = asdict(head) | {"tied": head.is_tied, "bias": head.has_bias}
     if head.kind == "linear":
@@ -106,9 +109,32 @@ def _effective(parts: Parts) -> dict[str, Any]:
     return {**plain, **{f"head.{name}": value for name, value in end.items()}, "vocabulary": tokens}
 
 
+def _effective_xlstm(config: XLSTMConfig) -> dict[str, Any]:
+    """What the blocks of an xLSTM compute with; None for what none of them has."""
+    kinds = set(config.kinds)
+    capped, plain, cell = (kind in kinds for kind in ("mlstm-7b", "mlstm", "slstm"))
+    inner = [config.inner_width(i) for i, kind in enumerate(config.kinds) if kind == "mlstm"]
+    feed_forward = [config.swiglu_width if capped else None, config.gelu_width if cell else None]
+    return {
+        "blocks": config.kinds,
+        "expansion": inner,
+        "feed_forward_width": feed_forward,
+        "norm_eps": [config.eps(kind) for kind in sorted(kinds)],
+        "convolution": config.convolution if plain or cell else None,
+        "projection_block": config.projection_block if plain else None,
+        "bias": config.bias if plain or capped else None,
+        "rotary": config.rotary if plain else None,
+        "rotary_base": config.rotary_base if plain and config.rotary is not None else None,
+        "qk_factor": config.qk_width if capped else None,
+        "gate_cap": config.gate_cap if capped else None,
+    }
+
+
 def _write(path: Path, content: Any, copies: dict[str, str]) -> None:
     suffix = path.suffix
-    if isinstance(content, str):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, str):
         path.write_text(content, encoding="utf-8")
     elif suffix == ".json":
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -118,7 +118,7 @@ class CheckpointFormat:
         table: one entry for each of our tensors.
         constants: tensors of theirs that follow from the configuration, of int or float32: written in the dtype of the
             embedding if that changes none, and where they are read they must have these values.
-        files_out: further text files of theirs (tokenizer), by name.
+        files_out: further files of theirs (tokenizer), by name: text, or bytes as they are.
         canonical: the name that ``table`` and ``constants`` use for a tensor: without a prefix that only some
             checkpoints have, or under its newer name.
         copies: tensors of theirs that repeat another (a tied head) -> that other. Where they are read they must be
@@ -135,7 +135,7 @@ class CheckpointFormat:
     config_out: Callable[[Parts], dict[str, Any]]
     table: Callable[[Parts], list[Entry]]
     constants: Callable[[Parts], dict[str, Tensor]] = field(default=lambda parts: {})
-    files_out: Callable[[Parts], dict[str, str]] = field(default=lambda parts: {})
+    files_out: Callable[[Parts], Mapping[str, str | bytes]] = field(default=lambda parts: {})
     canonical: Callable[[str], str] = field(default=lambda name: name)
     copies: Callable[[Parts], dict[str, str]] = field(default=lambda parts: {})
     unused: tuple[str, ...] = ()

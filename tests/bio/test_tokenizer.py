@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
-from processive.bio import DNATokenizer, KmerTokenizer, ProteinTokenizer
+from processive.bio import DNATokenizer, KmerTokenizer, LetterTokenizer, ProteinTokenizer
 from processive.errors import ConfigError, InputError
 from processive.sequences import Tokenizer, tokenizer_from_dict, tokenizer_to_dict
 
@@ -212,3 +212,35 @@ def test_options_are_checked(make, options):
         (ConfigError, TypeCheckError), match=next(iter(options))
     ):  # the annotation checker may speak first
         make.from_dict(options)
+
+
+def test_generator_names_its_special_tokens_and_adds_no_end():
+    tokenizer = KmerTokenizer(n="refuse", tail="refuse", end=False)
+    assert tokenizer.encode("AAAAAT").tolist() == [1, 33]
+    assert [tokenizer.vocabulary.ids[token] for token in ("<oov>", "<mask>", "<bog>", "<vir>", "<sp2>")] == [
+        0,
+        4,
+        5,
+        28,
+        31,
+    ]
+    assert KmerTokenizer.from_dict(tokenizer.to_dict()).encode("AAAAAT").tolist() == [1, 33]
+
+
+def test_letters_of_a_file(tmp_path):
+    path = tmp_path / "tokens.txt"
+    path.write_text("<pad>\nA\nC\n<mask>\n<eos>\n")
+    tokenizer = LetterTokenizer.from_file(
+        path, roles={"pad": "<pad>", "mask": "<mask>", "eos": "<eos>"}, after=["<eos>"]
+    )
+    assert tokenizer.encode("aCA").tolist() == [1, 2, 1, 4]
+    assert tokenizer.decode(tokenizer.encode("ACCA")) == "ACCA"
+    again = LetterTokenizer.from_dict(tokenizer.to_dict())
+    assert again.vocabulary == tokenizer.vocabulary
+    assert again.encode("A").tolist() == [1, 4]
+    with pytest.raises(InputError, match="position 2"):
+        tokenizer.encode("AG")
+    with pytest.raises(InputError, match=r"tokens\.txt"):
+        LetterTokenizer.from_file(path, roles={"bos": "<cls>"})
+    with pytest.raises(ConfigError, match="<cls>"):
+        LetterTokenizer(["A"], roles={}, before=["<cls>"])
