@@ -2,8 +2,9 @@
 
 from .bert import HF_BERT
 from .chem_xlstm import CHEM_XLSTM
-from .esm import FAIR_ESM, HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
 from .esmc import ESMC, HF_ESMC
+from .fair_esm import FAIR_ESM
+from .hf_esm import HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
 from .llama import HF_LLAMA
 from .proteinglm import PROTEINGLM
 from .table import Checkpoint, CheckpointFormat, Entry
