@@ -1,6 +1,7 @@
 """DNA and proteins: tokenizers, FASTA, the other strand, variant effects, and the verbs."""
 
 from .graph import contact_graph
+from .homologs import homolog_batch, homolog_context
 from .letters import LetterTokenizer
 from .readers import read, write_fasta
 from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
@@ -21,6 +22,8 @@ __all__ = [
     "embed",
     "generate",
     "guess_alphabet",
+    "homolog_batch",
+    "homolog_context",
     "make_tokenizer",
     "parse_variant",
     "read",

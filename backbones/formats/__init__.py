@@ -5,6 +5,7 @@ from .chem_xlstm import CHEM_XLSTM
 from .esm import FAIR_ESM, HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
 from .esmc import ESMC, HF_ESMC
 from .llama import HF_LLAMA
+from .prot_xlstm import PROT_XLSTM
 from .proteinglm import PROTEINGLM
 from .table import Checkpoint, CheckpointFormat, Entry
 from .xlstm import XLSTM_PACKAGE
@@ -22,6 +23,7 @@ FORMATS: tuple[CheckpointFormat, ...] = (
     XLSTM_PACKAGE,
     XLSTM_LARGE,
     HF_XLSTM,
+    PROT_XLSTM,
     CHEM_XLSTM,
 )
 
