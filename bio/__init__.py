@@ -5,7 +5,7 @@ from .homologs import homolog_batch, homolog_context
 from .letters import LetterTokenizer
 from .readers import read, write_fasta
 from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
-from .tasks import embed, generate, make_tokenizer, score, tokenize
+from .tasks import embed, generate, logits, make_tokenizer, score, tokenize
 from .tokenizer import DNATokenizer, KmerTokenizer, ProteinTokenizer
 from .variants import all_single_variants, apply_variant, parse_variant, score_variants
 
@@ -24,6 +24,7 @@ __all__ = [
     "guess_alphabet",
     "homolog_batch",
     "homolog_context",
+    "logits",
     "make_tokenizer",
     "parse_variant",
     "read",

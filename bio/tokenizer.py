@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
 from ..sequences import Vocabulary
-from .sequence import IUPAC, Alphabet, ascii_letters, refused
+from .sequence import IUPAC, Alphabet, ascii_letters, refused, reverse_complement
 
 Ambiguous = Literal["N", "refuse"]
 Uracil = Literal["T", "refuse"]
@@ -120,6 +120,15 @@ class DNATokenizer:
             InputError: a letter is not a nucleotide or the policies refuse it, with its position from 1.
         """
         return _enclose(self._begin, self._ids[_dna_codes(record, self._table)], self._end)
+
+    @property
+    def complement(self) -> tuple[int, ...]:
+        """Id of the reverse complement of each token.
+
+        The begin and the end token are each other's, so that the ids of the other strand are these of the ids of this
+        one, in reverse order. Another special token is its own.
+        """
+        return _complement(self.vocabulary)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Bases of token ids, upper case, specials left out."""
@@ -239,6 +248,15 @@ class KmerTokenizer:
         ids = np.where(with_n, cut, in_kmers).ravel()
         return np.concatenate([ids[ids >= 0], in_singles[whole:]])
 
+    @property
+    def complement(self) -> tuple[int, ...]:
+        """Id of the reverse complement of each token.
+
+        The begin and the end token are each other's, so that the ids of the other strand are these of the ids of this
+        one, in reverse order. Another special token is its own.
+        """
+        return _complement(self.vocabulary)
+
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Bases of token ids, upper case, specials left out."""
         return _join(self.vocabulary, ids)
@@ -318,6 +336,13 @@ def _enclose(begin: int, ids: NDArray[np.int32], end: int | None) -> NDArray[np.
         return out[:-1]
     out[-1] = end
     return out
+
+
+def _complement(vocabulary: Vocabulary) -> tuple[int, ...]:
+    ids, ends = vocabulary.ids, [vocabulary.require(role) for role in ("bos", "eos")]
+    found = [i if i in vocabulary.special_ids else ids[reverse_complement(t)] for i, t in enumerate(vocabulary.tokens)]
+    found[ends[0]], found[ends[1]] = ends[1], ends[0]
+    return tuple(found)
 
 
 def _join(vocabulary: Vocabulary, ids: Sequence[int] | NDArray[np.integer]) -> str:
