@@ -2,6 +2,7 @@
 
 from .bert import HF_BERT
 from .chem_xlstm import CHEM_XLSTM
+from .dna_xlstm import DNA_XLSTM
 from .esm import FAIR_ESM, HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
 from .esmc import ESMC, HF_ESMC
 from .llama import HF_LLAMA
@@ -24,6 +25,7 @@ FORMATS: tuple[CheckpointFormat, ...] = (
     XLSTM_LARGE,
     HF_XLSTM,
     PROT_XLSTM,
+    DNA_XLSTM,
     CHEM_XLSTM,
 )
 

@@ -50,8 +50,8 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _recognise(config: Mapping[str, Any], names: Collection[str]) -> bool:
-    others = {"token2label", "position_embeddings", "d_model"} & set(_settings(config))  # Chem-, Prot-, DNA-xLSTM
-    return has_stack(names) and not others and "config" not in config
+    others = {"token2label", "position_embeddings", "d_model", "config"} & set(_settings(config))
+    return has_stack(names) and not others  # Chem-, Prot- and DNA-xLSTM
 
 
 def _config_in(checkpoint: Checkpoint) -> Parts:
