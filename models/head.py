@@ -31,6 +31,8 @@ class HeadConfig:
         conditions: pairs of a name and a number of ids, in JSON and TOML a mapping such as ``{"species": 12}``. A
             sequence whose ``PackedBatch.conditions["species"]`` is 1 to 12 has an embedding added to its hidden states
             before the head (LangSAMP, Liu et al. 2024); with 0, or without such a condition, it has none.
+        contacts: the model has a logistic regression from its attention maps to contacts of residues, as ESM-2 has
+            (``LanguageModel.contacts``, see ``bio.contacts``).
     """
 
     kind: str = "linear"
@@ -40,6 +42,7 @@ class HeadConfig:
     norm_eps: float | int = 1e-5
     activation: str = "gelu"
     conditions: tuple[tuple[str, int], ...] = ()
+    contacts: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
