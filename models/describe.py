@@ -248,6 +248,8 @@ def _xlstm_in_words(config: XLSTMConfig) -> list[str]:
         words.append(f"inner width {' to '.join(f'{width:,}' for width in {inner[0]: 0, inner[-1]: 0})}")
     if config.rotary is not None and "mlstm" in kinds:
         words.append("rotary positions")
+    if config.positions is not None:
+        words.append(f"{config.positions} positions")
     return words
 
 

@@ -21,6 +21,7 @@ CONFIGS = {
     "7b": replace(BASE, blocks="mlstm-7b"),
     "mixed, rotary over the width": replace(BASE, blocks=("mlstm", "slstm"), rotary="width"),
     "rotary by head": replace(BASE, rotary="head"),
+    "sinusoidal": replace(BASE, positions="sinusoidal"),
     "alternating": replace(BASE, direction="alternating"),
     "bidirectional": replace(BASE, direction="bidirectional", blocks=("slstm", "mlstm-7b")),
     "tied": replace(BASE, direction="tied"),

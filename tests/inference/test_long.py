@@ -12,7 +12,7 @@ from processive.sequences import PackedBatch
 
 BLOCKS = {
     "xlstm": {"blocks": ("mlstm", "slstm", "mlstm"), "rotary": "head"},
-    "7b": {"blocks": "mlstm-7b"},
+    "7b": {"blocks": "mlstm-7b", "positions": "sinusoidal"},
 }
 
 
