@@ -46,6 +46,9 @@ def load(
         raise InputError("There is no such folder.", path=path, hint="A model is a folder with config.json.")
     if path.is_file() and path.suffix not in (SAFETENSORS, *TORCH):
         raise InputError("A model is a folder or a file of weights, and this is a file of another kind.", path=path)
+    if (path / "cell_bert").is_dir():
+        hint = "Read it with cells.LangCell.load."
+        raise InputError("This is LangCell, which is two networks and no language model.", path=path, hint=hint)
     if format is None and path.is_dir() and _ours(path):
         return load_own(path, cls, device=device, dtype=dtype)
     return load_foreign(path, cls, format=format, device=device, dtype=dtype)
