@@ -36,6 +36,7 @@ class LangCell(nn.Module):
         cell_projection: hidden state of a cell's first token to the common space.
         text_projection: the same of a text.
         matching: hidden state of a text's first token to two logits: it is of another cell, of this one.
+        most_words: tokens that a text is cut to, None for all.
         name: used for keys such as ``obsm["X_<name>"]``.
         card: data, recipe and metrics.
     """
@@ -69,6 +70,7 @@ class LangCell(nn.Module):
                 f"The text network's cross_width is {text.cross_width}; a cell has {cell.width} channels."
             )
         self.genes, self.words, self.name, self.card = genes, words, name, card or ModelCard()
+        self.most_words = text.max_positions
         self.cell, self.text = build(cell), build(text)
         self.cell_projection = nn.Linear(cell.width, channels)
         self.text_projection = nn.Linear(text.width, channels)
@@ -101,7 +103,7 @@ class LangCell(nn.Module):
 
         Every pair is a pass of the text's network; ``batch_tokens`` are the text tokens of one batch of pairs.
         """
-        states = cells.hidden.split(cells.cu_seqlens.diff().tolist())
+        states = torch.split(cells.hidden, cells.cu_seqlens.diff().tolist())
         words = [self._words_of(text) for text in texts]
         pairs = [(cell, text) for cell in range(len(states)) for text in range(len(words))]
         found = cells.hidden.new_zeros(len(pairs))
@@ -118,7 +120,7 @@ class LangCell(nn.Module):
     def _words_of(self, text: str) -> NDArray[np.int32]:
         """Token ids of a text, cut so that it fits the positions; its end token stays."""
         ids = self.words.encode(text)
-        most = self.text.config.max_positions
+        most = self.most_words
         return ids if most is None or len(ids) <= most else np.concatenate([ids[: most - 1], ids[-1:]])
 
     def save(self, folder: str | Path, *, format: str | None = None) -> None:

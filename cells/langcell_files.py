@@ -114,11 +114,11 @@ def _built(
     name: str,
     card: ModelCard,
 ) -> LangCell:
-    configs = config_from_dict(cell), config_from_dict(text)
-    if not isinstance(configs[0], TransformerConfig) or not isinstance(configs[1], TransformerConfig):
+    of_cells, of_texts = config_from_dict(cell), config_from_dict(text)
+    if not isinstance(of_cells, TransformerConfig) or not isinstance(of_texts, TransformerConfig):
         raise ConfigError("LangCell is made of two transformers.")
     with torch.device("meta"):
-        return LangCell(genes, words, *configs, channels=channels, name=name, card=card)
+        return LangCell(genes, words, of_cells, of_texts, channels=channels, name=name, card=card)
 
 
 def _genes_in(folder: Path, most_tokens: int) -> RankTokenizer:

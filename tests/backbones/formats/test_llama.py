@@ -170,6 +170,13 @@ def test_generator_is_llama_under_another_name(perturb, tmp_path):
     assert ours.tokenizer.encode("AAAAAATTTTTT").tolist() == [1, 32, 1397]
     with pytest.raises(InputError, match="position 1"):
         ours.tokenizer.encode("<s>AAAAAA")  # which would begin twice
+    named = {"added_tokens_decoder": {"0": {"content": "<oov>"}, "4": {"content": "<mask>"}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    assert models.load(folder).tokenizer.to_dict() == ours.tokenizer.to_dict()
+    named["added_tokens_decoder"]["4"]["content"] = "<pad>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    with pytest.raises(InputError, match="Token 4 is '<pad>'"):
+        models.load(folder)
     ours.save(tmp_path / "again", format="hf-llama")
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert config["architectures"] == ["GENERatorForCausalLM"]
