@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ class Model(LanguageModel):
         stop: str | Sequence[str] | None = None,
         seed: int = 0,
         batch_size: int = 256,
+        conditions: Mapping[str, int] | None = None,
         progress: bool = False,
     ) -> list[str]:
         """Return generated texts, ``count`` of each prompt; see ``inference.generate``."""
@@ -56,6 +57,7 @@ class Model(LanguageModel):
             stop=stop,
             seed=seed,
             batch_size=batch_size,
+            conditions=conditions,
             progress=progress,
         )
 
@@ -75,11 +77,18 @@ class Model(LanguageModel):
             self, records, layer=layer, pooling=pooling, batch_tokens=batch_tokens, progress=progress
         )
 
-    def score(self, records: Sequence[Any], *, batch_tokens: int = 8192, progress: bool = False) -> NDArray[np.float64]:
+    def score(
+        self,
+        records: Sequence[Any],
+        *,
+        conditions: Mapping[str, int] | None = None,
+        batch_tokens: int = 8192,
+        progress: bool = False,
+    ) -> NDArray[np.float64]:
         """Return the (pseudo-)log-likelihood of each record in nats, float64 [records]; see ``inference.score``."""
         from . import inference
 
-        return inference.score(self, records, batch_tokens=batch_tokens, progress=progress)
+        return inference.score(self, records, conditions=conditions, batch_tokens=batch_tokens, progress=progress)
 
 
 def load(

@@ -27,8 +27,7 @@ def build(config: AnyConfig) -> Backbone:
 
 def config_to_dict(config: BackboneConfig) -> dict[str, Any]:
     """Return plain values for JSON, ``family`` first."""
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-    return {"family": config.family, **plain}
+    return {"family": config.family, **to_plain(config)}
 
 
 def config_from_dict(data: Mapping[str, Any]) -> AnyConfig:
@@ -46,6 +45,8 @@ def config_from_dict(data: Mapping[str, Any]) -> AnyConfig:
 def from_plain(config: type[Config], data: Mapping[str, Any], *, what: str) -> Config:
     """Build a configuration dataclass of plain values from a mapping, checking names and types.
 
+    A list becomes a tuple, and a mapping a tuple of pairs where a tuple is meant.
+
     Raises:
         ConfigError: as ``config_from_dict``; ``what`` names the table that is wrong.
     """
@@ -58,11 +59,28 @@ def from_plain(config: type[Config], data: Mapping[str, Any], *, what: str) -> C
     if missing:
         raise ConfigError(f"The {what} needs {', '.join(missing)}.")
     hints = get_type_hints(config)
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    values = {key: _frozen(value, hints[key]) for key, value in data.items()}
     for key, value in values.items():
         if not _fits(value, hints[key]):
             raise ConfigError(f"The {what}'s {key} is {data[key]!r}, which is not {known[key].type}.")
     return config(**values)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Inverse of ``from_plain``: values for JSON."""
+    return {name: _thawed(value) for name, value in asdict(config).items()}
+
+
+def _frozen(value: Any, hint: Any) -> Any:
+    if isinstance(value, Mapping) and get_origin(hint) is tuple:
+        return tuple(value.items())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _thawed(value: Any) -> Any:
+    if not isinstance(value, tuple):
+        return value
+    return dict(value) if value and all(isinstance(part, tuple) for part in value) else list(value)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -70,7 +88,11 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(part, get_args(hint)[0]) for part in value)
+        if not isinstance(value, tuple):
+            return False
+        kinds = get_args(hint)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
     if hint is NoneType:
         return value is None
     if isinstance(value, bool):

@@ -82,9 +82,7 @@ class MLSTMBlock(nn.Module):
             mixed, new = summed(skipped) * F.silu(gate), ways[-1][2]
         if not self.tied:
             return x + self.dropout(self.down(mixed)), new
-        out = self.down(
-            mixed
-        )  # behind the cells all is linear: the block twice is what they sum to, and twice the rest
+        out = self.down(mixed)  # behind the cells all is linear: only the residual and the bias come twice
         return 2 * x + self.dropout(out if self.down.bias is None else out + self.down.bias), new
 
     def _read(

@@ -1,10 +1,11 @@
 """DNA and proteins: tokenizers, FASTA, the other strand, variant effects, and the verbs."""
 
+from .contacts import contacts
 from .graph import contact_graph
 from .letters import LetterTokenizer
 from .readers import read, write_fasta
 from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
-from .tasks import embed, generate, make_tokenizer, score, tokenize
+from .tasks import embed, generate, logits, make_tokenizer, score, tokenize
 from .tokenizer import DNATokenizer, KmerTokenizer, ProteinTokenizer
 from .variants import all_single_variants, apply_variant, parse_variant, score_variants
 
@@ -18,9 +19,11 @@ __all__ = [
     "all_single_variants",
     "apply_variant",
     "contact_graph",
+    "contacts",
     "embed",
     "generate",
     "guess_alphabet",
+    "logits",
     "make_tokenizer",
     "parse_variant",
     "read",

@@ -1,4 +1,4 @@
-"""The verbs for DNA and proteins: tokenize, embed, score, generate."""
+"""The verbs for DNA and proteins: tokenize, embed, score, logits, generate."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, InputError
 from ..sequences import Record, Tokenizer, tokenizer_from_dict
 from .sequence import guess_alphabet
+from .strands import Texts, complement_of, over_both_strands, over_both_strands_by_token
 
 if TYPE_CHECKING:
     from ..models import LanguageModel
@@ -46,6 +47,7 @@ def embed(
     *,
     layer: int | Sequence[int] = -1,
     pooling: Literal["mean", "last", "tokens"] = "mean",
+    both_strands: bool = False,
     batch_tokens: int = 8192,
     progress: bool = False,
 ) -> Any:
@@ -56,6 +58,8 @@ def embed(
         model: of DNA or proteins.
         layer: which hidden states: 0 the token embeddings, then after each block, -1 the last; or several of them.
         pooling: "mean" over the residues, the "last" one, or "tokens" for each of them.
+        both_strands: of DNA: average with the reverse complement, so that either strand has the same embedding (with
+            "tokens", the same rows in reverse order).
         batch_tokens: most tokens of one packed batch.
         progress: show a bar.
 
@@ -64,30 +68,94 @@ def embed(
         width], without rows for such a record. A list of these, one per layer, when ``layer`` names several.
 
     Raises:
-        InputError: the tokenizer refuses a sequence, with its number, name and position.
-        ConfigError: the model does not read DNA or proteins, or has no such layer.
+        InputError: the tokenizer refuses a sequence, with its number, name and position, or cuts the other strand into
+            other tokens (k-mers and "tokens").
+        ConfigError: the model does not read DNA or proteins, or not DNA with ``both_strands``, or has no such layer.
     """
     from ..inference import embed as embed_texts
 
-    texts = _texts(records, model.tokenizer)
-    return embed_texts(model, texts, layer=layer, pooling=pooling, batch_tokens=batch_tokens, progress=progress)
+    texts = texts_of(records, model.tokenizer)
+
+    def run(texts: Texts) -> Any:
+        return embed_texts(model, texts, layer=layer, pooling=pooling, batch_tokens=batch_tokens, progress=progress)
+
+    if not both_strands:
+        return run(texts)
+    average = over_both_strands_by_token if pooling == "tokens" else over_both_strands
+    return average(run, texts, model.tokenizer)
 
 
 def score(
-    records: Sequence[Record | str], model: LanguageModel, *, batch_tokens: int = 8192, progress: bool = False
+    records: Sequence[Record | str],
+    model: LanguageModel,
+    *,
+    both_strands: bool = False,
+    conditions: Mapping[str, int] | None = None,
+    batch_tokens: int = 8192,
+    progress: bool = False,
 ) -> Float64[np.ndarray, " records"]:
     """Log-likelihood of each sequence in nats, end token included; the pseudo-log-likelihood for a masked model.
+
+    With ``both_strands`` the mean of that of a DNA sequence and that of its reverse complement. ``conditions`` are ids
+    of conditions that the head of the model knows, such as ``{"species": 3}``.
 
     Returns:
         float64 [records], NaN for a record with a problem.
 
     Raises:
         InputError: the tokenizer refuses a sequence, with its number, name and position.
-        ConfigError: the model does not read DNA or proteins.
+        ConfigError: the model does not read DNA or proteins, or not DNA with ``both_strands``, or knows no such
+            condition.
     """
     from ..inference import score as score_texts
 
-    return score_texts(model, _texts(records, model.tokenizer), batch_tokens=batch_tokens, progress=progress)
+    texts = texts_of(records, model.tokenizer)
+
+    def run(texts: Texts) -> Any:
+        return score_texts(model, texts, conditions=conditions, batch_tokens=batch_tokens, progress=progress)
+
+    scores: Float64[np.ndarray, " records"]
+    scores = over_both_strands(run, texts, model.tokenizer) if both_strands else run(texts)
+    return scores
+
+
+def logits(
+    records: Sequence[Record | str],
+    model: LanguageModel,
+    *,
+    both_strands: bool = False,
+    conditions: Mapping[str, int] | None = None,
+    batch_tokens: int = 8192,
+    progress: bool = False,
+) -> list[NDArray[np.float32]]:
+    """Logits of a masked model at each residue of each sequence, begin and end tokens left out.
+
+    With ``both_strands`` the mean with those of the reverse complement at the same base, of the complements: the logits
+    of the other strand are then those of the complements, in reverse order. ``conditions`` as in ``score``.
+
+    Returns:
+        float32 [residues, vocabulary] of each record, without rows for one with a problem.
+
+    Raises:
+        InputError: the tokenizer refuses a sequence, with its number, name and position, or cuts the other strand into
+            other tokens (k-mers).
+        ConfigError: the model does not read DNA or proteins, or not DNA with ``both_strands``, is causal, or knows no
+            such condition.
+    """
+    from ..inference import logits as logits_of_texts
+
+    texts = texts_of(records, model.tokenizer)
+    if model.causal:
+        raise ConfigError("A causal model has logits for the next residue, not for the one it reads: use score.")
+
+    def run(texts: Texts) -> list[NDArray[np.float32]]:
+        return logits_of_texts(model, texts, conditions=conditions, batch_tokens=batch_tokens, progress=progress)
+
+    if not both_strands:
+        return run(texts)
+    rows: list[NDArray[np.float32]]
+    rows = over_both_strands_by_token(run, texts, model.tokenizer, complement=complement_of(model.tokenizer))
+    return rows
 
 
 def generate(
@@ -103,6 +171,7 @@ def generate(
     stop: str | Sequence[str] | None = None,
     seed: int = 0,
     batch_size: int = 256,
+    conditions: Mapping[str, int] | None = None,
     progress: bool = False,
 ) -> list[str]:
     """Sample ``count`` sequences, upper case, from a causal model of DNA or proteins.
@@ -127,11 +196,12 @@ def generate(
         stop=stop,
         seed=seed,
         batch_size=batch_size,
+        conditions=conditions,
         progress=progress,
     )
 
 
-def _texts(records: Sequence[Record | str], tokenizer: Tokenizer) -> list[str | None]:
+def texts_of(records: Sequence[Record | str], tokenizer: Tokenizer) -> list[str | None]:
     """Texts of the records, None for one with a problem; each is held against the tokenizer before any is computed."""
     if isinstance(records, str):
         raise InputError("This is one string, not a list of sequences.", hint="Put it in brackets: [sequence].")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
 from ..sequences import Vocabulary
-from .sequence import IUPAC, Alphabet, ascii_letters, refused
+from .sequence import IUPAC, Alphabet, ascii_letters, refused, reverse_complement
 
 Ambiguous = Literal["N", "refuse"]
 Uracil = Literal["T", "refuse"]
@@ -121,6 +121,15 @@ class DNATokenizer:
         """
         return _enclose(self._begin, self._ids[_dna_codes(record, self._table)], self._end)
 
+    @property
+    def complement(self) -> tuple[int, ...]:
+        """Id of the reverse complement of each token.
+
+        The begin and the end token are each other's, so that the ids of the other strand are these of the ids of this
+        one, in reverse order. Another special token is its own.
+        """
+        return _complement(self.vocabulary)
+
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Bases of token ids, upper case, specials left out."""
         return _join(self.vocabulary, ids)
@@ -206,14 +215,15 @@ class KmerTokenizer:
                 position from 1.
         """
         codes = _dna_codes(record, self._table).astype(np.int32)
-        whole = len(codes) // self.k * self.k
-        if self.tail == "refuse" and whole < len(codes):
+        unknown = codes == _ORDER.index("N")
+        first = int(np.flatnonzero(unknown)[-1]) + 1 if unknown.any() and self.layout != "generator" else 0
+        short = (len(codes) - first) % self.k
+        if self.tail == "refuse" and short:
             raise InputError(
-                f"{len(codes)} bases are no multiple of {self.k}; the last {len(codes) - whole} make no {self.k}-mer.",
-                position=whole + 1,
+                f"{len(codes) - first} bases are no multiple of {self.k}; the last {short} make no {self.k}-mer.",
+                position=len(codes) - short + 1,
                 hint="Cut the sequence, or make the tokenizer with tail='single'.",
             )
-        unknown = codes == _ORDER.index("N")
         if self.n == "refuse" and unknown.any():
             position = int(unknown.argmax()) + 1
             raise InputError(
@@ -238,6 +248,15 @@ class KmerTokenizer:
         in_kmers[:, 0] = self._first_kmer + number
         ids = np.where(with_n, cut, in_kmers).ravel()
         return np.concatenate([ids[ids >= 0], in_singles[whole:]])
+
+    @property
+    def complement(self) -> tuple[int, ...]:
+        """Id of the reverse complement of each token.
+
+        The begin and the end token are each other's, so that the ids of the other strand are these of the ids of this
+        one, in reverse order. Another special token is its own.
+        """
+        return _complement(self.vocabulary)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Bases of token ids, upper case, specials left out."""
@@ -318,6 +337,13 @@ def _enclose(begin: int, ids: NDArray[np.int32], end: int | None) -> NDArray[np.
         return out[:-1]
     out[-1] = end
     return out
+
+
+def _complement(vocabulary: Vocabulary) -> tuple[int, ...]:
+    ids, ends = vocabulary.ids, [vocabulary.require(role) for role in ("bos", "eos")]
+    found = [i if i in vocabulary.special_ids else ids[reverse_complement(t)] for i, t in enumerate(vocabulary.tokens)]
+    found[ends[0]], found[ends[1]] = ends[1], ends[0]
+    return tuple(found)
 
 
 def _join(vocabulary: Vocabulary, ids: Sequence[int] | NDArray[np.integer]) -> str:

@@ -2,12 +2,14 @@
 
 from .embed import embed
 from .generate import generate
+from .logits import logits
 from .score import log_likelihood, position_log_probabilities, pseudo_log_likelihood, score
 
 __all__ = [
     "embed",
     "generate",
     "log_likelihood",
+    "logits",
     "position_log_probabilities",
     "pseudo_log_likelihood",
     "score",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..kernels import keep_freed_memory
 from ..models import LanguageModel
 from ..sequences import PackedBatch, pack
@@ -62,6 +63,22 @@ def packed(
         for group in pack([len(array) for array in arrays], batch_tokens):
             yield [present[i] for i in group], PackedBatch.from_sequences([arrays[i] for i in group]).to(model.device)
             bar.update(len(group))
+
+
+def conditioned(model: LanguageModel, batch: PackedBatch, conditions: Mapping[str, int] | None) -> PackedBatch:
+    """Return the batch with these conditions for all of its sequences.
+
+    Raises:
+        ConfigError: the head of the model knows no such condition.
+    """
+    if not conditions:
+        return batch
+    known = dict(model.head.config.conditions)
+    unknown = [name for name in conditions if name not in known]
+    if unknown:
+        raise ConfigError(f"The model has no condition {unknown[0]!r}; it has {', '.join(known) or 'none'}.")
+    of_all = {name: torch.full((len(batch),), value, device=batch.tokens.device) for name, value in conditions.items()}
+    return replace(batch, conditions={**batch.conditions, **of_all})
 
 
 def ordinary(model: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from ..backbones import BackboneState
 from ..errors import ConfigError, InputError
 from ..models import LanguageModel
 from ..sequences import PackedBatch
-from .batches import evaluating
+from .batches import conditioned, evaluating
 from .sampling import check_sampling, draw, filtered, uniforms
 
 CROWDED = 0.875  # finished sequences are dropped when fewer than this share of the batch still runs
@@ -32,6 +32,7 @@ def generate(
     stop: str | Sequence[str] | None = None,
     seed: int = 0,
     batch_size: int = 256,
+    conditions: Mapping[str, int] | None = None,
     progress: bool = False,
 ) -> list[str]:
     """Sample sequences from a causal model.
@@ -53,14 +54,15 @@ def generate(
         stop: tokens of the vocabulary that end a sequence and are not part of it.
         seed: of the draws.
         batch_size: sequences that run at once.
+        conditions: ids of conditions that the head of the model knows, for all sequences, such as ``{"species": 3}``.
         progress: show a progress bar.
 
     Returns:
         the decoded sequences, prompts included: all of the first prompt, then all of the second, and so on.
 
     Raises:
-        ConfigError: the model is not causal, or an option cannot work.
-        InputError: a prompt cannot be encoded.
+        ConfigError: the model is not causal, an option cannot work, or the head knows no such condition.
+        InputError: a prompt cannot be encoded, or a condition has no such id.
     """
     check_sampling(temperature, top_k, top_p, min_p)
     if not model.causal:
@@ -82,7 +84,7 @@ def generate(
             running = np.arange(first, first + len(group))  # number of each sequence in the batch
             written: list[list[int]] = [[] for _ in group]
             alive = np.ones(len(group), bool)
-            logits, state = _prefill(model, group)
+            logits, state = _prefill(model, group, conditions)
             for step in range(max_length):
                 logits = logits.float().masked_fill(forbidden, -torch.inf)
                 chances = filtered(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -100,9 +102,9 @@ def generate(
                     kept = torch.from_numpy(np.flatnonzero(alive)).to(model.device)
                     state, tokens = state.select(kept), tokens[kept]
                     running, alive = running[alive], alive[alive]
-                batch = PackedBatch.one_each(tokens, positions=state.lengths)
+                batch = conditioned(model, PackedBatch.one_each(tokens, positions=state.lengths), conditions)
                 hidden, state = model.backbone(batch, state, return_state=True, reuse_state=True)
-                logits = model.logits(hidden)
+                logits = model.logits(hidden, batch)
             bar.update(int(alive.sum()))
             results += [model.tokenizer.decode([*start, *new]) for start, new in zip(group, written, strict=True)]
     return results
@@ -142,11 +144,13 @@ def _forbidden(model: LanguageModel) -> Tensor:
     return torch.tensor([i in special for i in range(len(model.vocabulary))], device=model.device)
 
 
-def _prefill(model: LanguageModel, starts: Sequence[tuple[int, ...]]) -> tuple[Tensor, BackboneState]:
+def _prefill(
+    model: LanguageModel, starts: Sequence[tuple[int, ...]], conditions: Mapping[str, int] | None
+) -> tuple[Tensor, BackboneState]:
     """Read the beginnings, equal ones once; return the logits after each of them and the state."""
     unique = list(dict.fromkeys(starts))
-    batch = PackedBatch.from_sequences(unique, device=model.device)
+    batch = conditioned(model, PackedBatch.from_sequences(unique, device=model.device), conditions)
     hidden, state = model.backbone(batch, return_state=True)
     numbers = {start: number for number, start in enumerate(unique)}
     copies = torch.tensor([numbers[start] for start in starts], device=model.device)
-    return model.logits(hidden[batch.cu_seqlens[1:] - 1])[copies], state.select(copies)
+    return model.logits(hidden, batch, batch.cu_seqlens[1:] - 1)[copies], state.select(copies)

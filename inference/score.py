@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,35 @@ from tqdm import tqdm
 from ..errors import ConfigError, InputError
 from ..models import LanguageModel
 from ..sequences import PackedBatch, pack
-from .batches import encode_all, evaluating, ordinary, packed
+from .batches import conditioned, encode_all, evaluating, ordinary, packed
 
 
 def score(
-    model: LanguageModel, records: Sequence[Any], *, batch_tokens: int = 8192, progress: bool = False
+    model: LanguageModel,
+    records: Sequence[Any],
+    *,
+    conditions: Mapping[str, int] | None = None,
+    batch_tokens: int = 8192,
+    progress: bool = False,
 ) -> NDArray[np.float64]:
     """Return the log-likelihood (causal model) or pseudo-log-likelihood (masked model) of each record, in nats.
+
+    ``conditions`` are ids of conditions that the head of the model knows, such as ``{"species": 3}``, for all records.
 
     Returns:
         float64 [records], NaN where a record is None.
     """
     measure = log_likelihood if model.causal else pseudo_log_likelihood
-    return measure(model, records, batch_tokens=batch_tokens, progress=progress)
+    return measure(model, records, conditions=conditions, batch_tokens=batch_tokens, progress=progress)
 
 
 def log_likelihood(
-    model: LanguageModel, records: Sequence[Any], *, batch_tokens: int = 8192, progress: bool = False
+    model: LanguageModel,
+    records: Sequence[Any],
+    *,
+    conditions: Mapping[str, int] | None = None,
+    batch_tokens: int = 8192,
+    progress: bool = False,
 ) -> NDArray[np.float64]:
     """Return the sum over each record's tokens of log p(token | tokens before it), in nats.
 
@@ -50,19 +62,25 @@ def log_likelihood(
     sequences = encode_all(model, records)
     result = np.full(len(sequences), np.nan)
     with evaluating(model):
-        for group, batch in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="scoring"):
+        for group, plain in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="scoring"):
+            batch = conditioned(model, plain, conditions)
             hidden, _ = model.backbone(batch)
             predicted = torch.ones_like(batch.tokens, dtype=torch.bool)
             predicted[batch.cu_seqlens[:-1]] = False
             at = predicted.nonzero()[:, 0]
-            chosen = _log_probabilities(model, hidden[at - 1]).gather(1, batch.tokens[at, None])[:, 0]
+            chosen = _log_probabilities(model, hidden, batch, at - 1).gather(1, batch.tokens[at, None])[:, 0]
             sums = chosen.new_zeros(len(batch)).index_add_(0, batch.sequence_ids[at], chosen)
             result[group] = sums.cpu().numpy()
     return result
 
 
 def pseudo_log_likelihood(
-    model: LanguageModel, records: Sequence[Any], *, batch_tokens: int = 8192, progress: bool = False
+    model: LanguageModel,
+    records: Sequence[Any],
+    *,
+    conditions: Mapping[str, int] | None = None,
+    batch_tokens: int = 8192,
+    progress: bool = False,
 ) -> NDArray[np.float64]:
     """Return the sum over each record's tokens of log p(token | all the others), each masked in turn (Salazar 2020).
 
@@ -90,7 +108,7 @@ def pseudo_log_likelihood(
     with evaluating(model), tqdm(total=len(owner), disable=not progress, desc="scoring", unit=" tokens") as bar:
         for group in pack(lengths[owner], batch_tokens):
             copies = [np.asarray(sequences[owner[i]], np.int64) for i in group]
-            table, truth = _masked_pass(model, copies, torch.from_numpy(place[group]))
+            table, truth = _masked_pass(model, copies, torch.from_numpy(place[group]), conditions)
             np.add.at(result, owner[group], table.gather(1, truth[:, None])[:, 0].cpu().numpy())
             bar.update(len(group))
     return result
@@ -102,6 +120,7 @@ def position_log_probabilities(
     positions: Sequence[int],
     *,
     masked: bool = True,
+    conditions: Mapping[str, int] | None = None,
     batch_tokens: int = 8192,
 ) -> NDArray[np.float64]:
     """Return log p(token | the rest) for every token of the vocabulary at ``positions`` of one record.
@@ -112,6 +131,7 @@ def position_log_probabilities(
         positions: indices into the encoding, special tokens counted, from 0.
         masked: mask each position in turn, a pass for each; False reads all of them off one pass over the record as it
             stands ("wild-type marginals", Meier et al. 2021).
+        conditions: ids of conditions that the head of the model knows, such as ``{"species": 3}``.
         batch_tokens: most tokens of one packed batch.
 
     Returns:
@@ -129,10 +149,11 @@ def position_log_probabilities(
     result = np.zeros((len(at), len(model.vocabulary)))
     with evaluating(model):
         if not masked:
-            hidden, _ = model.backbone(PackedBatch.from_sequences([sequence], device=model.device))
-            return _log_probabilities(model, hidden[torch.from_numpy(at).to(model.device)]).cpu().numpy()
+            batch = conditioned(model, PackedBatch.from_sequences([sequence], device=model.device), conditions)
+            hidden, _ = model.backbone(batch)
+            return _log_probabilities(model, hidden, batch, torch.from_numpy(at).to(model.device)).cpu().numpy()
         for group in pack([len(sequence)] * len(at), batch_tokens):
-            table, _ = _masked_pass(model, [sequence] * len(group), torch.from_numpy(at[group]))
+            table, _ = _masked_pass(model, [sequence] * len(group), torch.from_numpy(at[group]), conditions)
             result[group] = table.cpu().numpy()
     return result
 
@@ -144,17 +165,22 @@ def _require_masked(model: LanguageModel) -> None:
 
 
 def _masked_pass(
-    model: LanguageModel, sequences: Sequence[NDArray[np.int64]], at: Int[Tensor, " sequences"]
+    model: LanguageModel,
+    sequences: Sequence[NDArray[np.int64]],
+    at: Int[Tensor, " sequences"],
+    conditions: Mapping[str, int] | None,
 ) -> tuple[Float[Tensor, "sequences vocabulary"], Int[Tensor, " sequences"]]:
     """Mask one token of each sequence; return the log-probabilities there, and the tokens that stood there."""
-    batch = PackedBatch.from_sequences(sequences, device=model.device)
+    batch = conditioned(model, PackedBatch.from_sequences(sequences, device=model.device), conditions)
     where = batch.cu_seqlens[:-1] + at.to(model.device)
     truth = batch.tokens[where]
     tokens = batch.tokens.index_fill(0, where, model.vocabulary.require("mask"))
     hidden, _ = model.backbone(PackedBatch(tokens, batch.cu_seqlens, batch.positions, batch.conditions))
-    return _log_probabilities(model, hidden[where]), truth
+    return _log_probabilities(model, hidden, batch, where), truth
 
 
-def _log_probabilities(model: LanguageModel, hidden: Tensor) -> Float[Tensor, "tokens vocabulary"]:
+def _log_probabilities(
+    model: LanguageModel, hidden: Tensor, batch: PackedBatch, at: Int[Tensor, " chosen"]
+) -> Float[Tensor, "chosen vocabulary"]:
     """Normalised in float64, so that a sum over a long sequence keeps its digits."""
-    return torch.log_softmax(model.logits(hidden).double(), dim=-1)
+    return torch.log_softmax(model.logits(hidden, batch, at).double(), dim=-1)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..backbones import config_to_dict
+from ..backbones import config_to_dict, to_plain
 from ..errors import ConfigError, InputError
 from ..sequences import check_file, replacing, tokenizer_from_dict, tokenizer_to_dict
 from .build import build_model, wanted_dtypes
@@ -34,7 +34,7 @@ def save(model: LanguageModel, folder: str | Path) -> None:
     """Write ``model`` to ``folder``; its three files replace older ones only when all three are written."""
     folder = Path(folder)
     card = replace(model.card, parameters=model.parameters_count, versions=model.card.versions or installed_versions())
-    parts = {"backbone": config_to_dict(model.backbone.config), "head": asdict(model.head.config)}
+    parts = {"backbone": config_to_dict(model.backbone.config), "head": to_plain(model.head.config)}
     config = {
         "format": FORMAT,
         "kind": KIND,

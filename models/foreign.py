@@ -169,7 +169,7 @@ def _format_of(found: Found, name: str | None) -> CheckpointFormat:
         "This is not the configuration of a processive model, nor of a format that is known.",
         path=found.path,
         hint=f"Known: {known}."
-        + (f" Nearest: {nearest}; load(path, format={nearest!r}) tells why." if nearest else ""),
+        + (f" Nearest is {nearest}: format={nearest!r} tells what is wrong." if nearest else ""),
     )
 
 

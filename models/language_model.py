@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..backbones import AnyConfig, Backbone, BackboneState, TransformerConfig, build
@@ -48,7 +48,12 @@ class LanguageModel(nn.Module):
             raise ConfigError(f"The backbone's vocabulary_size is {rows}, and the tokenizer has {tokens} tokens.")
         self.tokenizer = tokenizer
         self.backbone: Backbone = build(backbone_config)
-        self.head = Head(head_config or HeadConfig(), width=backbone_config.width, vocabulary_size=rows)
+        self.head = Head(
+            head_config or HeadConfig(),
+            width=backbone_config.width,
+            vocabulary_size=rows,
+            complement=backbone_config.complement,
+        )
         self.contacts: nn.Linear | None = None
         if self.head.config.contacts:
             if not isinstance(backbone_config, TransformerConfig):
@@ -70,7 +75,7 @@ class LanguageModel(nn.Module):
     @property
     def width(self) -> int:
         """Channels of the hidden states."""
-        return self.backbone.config.width
+        return self.backbone.config.hidden_width
 
     @property
     def device(self) -> torch.device:
@@ -89,13 +94,29 @@ class LanguageModel(nn.Module):
 
         Raises:
             ConfigError, ShapeError: as ``Backbone.forward``.
+            InputError: as ``logits``.
         """
         hidden, after = self.backbone(batch, state, return_state=return_state)
-        return self.logits(hidden), after
+        return self.logits(hidden, batch), after
 
-    def logits(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
-        """Return logits over the tokenizer's tokens; rows that only pad the embedding are left out."""
-        logits: Tensor = self.head(hidden, self.backbone.embedding.weight)
+    def logits(
+        self,
+        hidden: Float[Tensor, "tokens width"],
+        batch: PackedBatch | None = None,
+        at: Int[Tensor, " chosen"] | None = None,
+    ) -> Float[Tensor, "rows vocabulary"]:
+        """Return logits over the tokenizer's tokens; rows that only pad the embedding are left out.
+
+        Args:
+            hidden: what the backbone made of all tokens of a batch.
+            batch: the batch, which a head with conditions asks for those of its sequences; without it there are none.
+            at: the tokens whose logits are wanted; None: all.
+
+        Raises:
+            InputError: a sequence has a condition's id that there is not.
+        """
+        conditions = None if batch is None else self.head.condition_ids(batch, at)
+        logits: Tensor = self.head(hidden if at is None else hidden[at], self.backbone.embedding.weight, conditions)
         tokens = len(self.vocabulary)
         return logits if logits.shape[1] == tokens else logits[:, :tokens]
 

@@ -12,6 +12,7 @@ from ..errors import InputError
 from .files import CONFIG, load_own
 from .foreign import load_foreign
 from .language_model import LanguageModel
+from .published import FAIR_ESM, LICENCES, fetch
 from .weights import SAFETENSORS, TORCH, find_weights
 
 Model = TypeVar("Model", bound=LanguageModel)
@@ -28,7 +29,8 @@ def load(
     """Read a model, in evaluation mode.
 
     Args:
-        path: what ``LanguageModel.save`` wrote, or a folder or file of weights of another package.
+        path: what ``LanguageModel.save`` wrote, a folder or file of weights of another package, or one of fair-esm's
+            names (``"esm2_t33_650M_UR50D"``), whose weights are downloaded into PyTorch's cache, or found there.
         format: of another package's checkpoint, one of ``backbones.formats.FORMATS`` by name; None: recognised.
         device: where the weights go.
         dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
@@ -41,9 +43,17 @@ def load(
             misshapen.
         ConfigError: the tokenizer is of a package that is not installed, or there is no format of that name.
     """
-    path = Path(path)
+    name, path = str(path), Path(path)
+    if not path.exists() and name in FAIR_ESM:
+        model = load_foreign(fetch(name), cls, format="fair-esm", device=device, dtype=dtype)
+        model.card.licence = LICENCES[name]
+        return model
     if not path.exists():
-        raise InputError("There is no such folder.", path=path, hint="A model is a folder with config.json.")
+        raise InputError(
+            "There is no such folder.",
+            path=path,
+            hint=f"A model is a folder with config.json, or one of {', '.join(FAIR_ESM)}.",
+        )
     if path.is_file() and path.suffix not in (SAFETENSORS, *TORCH):
         raise InputError("A model is a folder or a file of weights, and this is a file of another kind.", path=path)
     if (path / "cell_bert").is_dir():

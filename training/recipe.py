@@ -126,7 +126,9 @@ def read_recipe(path_or_name: str | Path, size: str = "tiny", overrides: Mapping
         predictor=tables.get("predictor", {}),
     )
     if recipe.backbone:
-        recipe.backbone_config(1)  # an unknown or impossible setting is refused now, not after the input was read
+        complement = recipe.backbone.get("complement")
+        tokens = len(complement) if isinstance(complement, list) else 1
+        recipe.backbone_config(tokens)  # an unknown or impossible setting is refused now, not after the input was read
     return recipe
 
 

@@ -54,10 +54,10 @@ def loss_sum(model: LanguageModel, objective: Objective) -> Float[Tensor, ""]:
     """Weighted sum of the cross-entropies (nats); logits are made only where there is weight."""
     device = model.device
     counted = objective.weights.nonzero()[:, 0]
-    hidden, _ = model.backbone(objective.batch.to(device))
-    if len(counted) < len(objective.weights):
-        hidden = hidden[counted.to(device)]
-    logits = model.logits(hidden).float()
+    batch = objective.batch.to(device)
+    hidden, _ = model.backbone(batch)
+    at = counted.to(device) if len(counted) < len(objective.weights) else None
+    logits = model.logits(hidden, batch, at).float()
     losses = F.cross_entropy(logits, objective.targets[counted].to(device), reduction="none")
     return (losses * objective.weights[counted].to(device)).sum()
 

@@ -20,6 +20,8 @@ CONFIGS = {
     "one tap, blocks of 3": XLSTMConfig(V, 64, 2, heads=3, bias=True, convolution=1, projection_block=3, expansion=3),
     "blocks of 8, eps": XLSTMConfig(V, 24, 1, heads=8, projection_block=8, convolution=5, norm_eps=1e-2),
     "blocks of 1, heads of 4": XLSTMConfig(V, 33, 2, heads=16, projection_block=1, expansion=1.5),
+    "norms stored minus one": XLSTMConfig(V, 32, 2, heads=2, norm_offset=True),
+    "layer-wise": XLSTMConfig(V, 24, 3, heads=2, expansion=(1, 5, 2)),
     "mixed": XLSTMConfig(V, 32, 3, heads=4, blocks=("mlstm", "slstm", "mlstm")),
 }
 needs_native = pytest.mark.skipif(chosen_backend("decoding") == "torch", reason="the native kernels are not there")

@@ -19,6 +19,10 @@ CONFIGS = {
         TransformerConfig(12, 32, 1, heads=2, direction="bidirectional", norm="layer", activation="gelu", bias=True),
         HeadConfig("esm"),
     ),
+    "strands": (
+        XLSTMConfig(12, 32, 2, heads=2, blocks="slstm", direction="tied", complement=(*range(10), 11, 10)),
+        HeadConfig("esm", activation="relu", norm_eps=1e-6, conditions=(("species", 3), ("assay", 2))),
+    ),
 }
 
 

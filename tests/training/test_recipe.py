@@ -65,6 +65,28 @@ def test_published_sizes_have_the_published_number_of_parameters(name, vocabular
     assert sum(p.numel() for part in parts for p in part.parameters()) == parameters
 
 
+def test_the_recipe_of_both_strands_trains(tmp_path):
+    """A few steps at a small width, and its logits are those of either strand before and after."""
+    from processive import bio
+    from processive.training import train
+
+    sequences = ["ACGTTGACCCATNNA" * 4, "GATTACA" * 5, "TTTTGGCA"]
+    tokenizer = bio.DNATokenizer()
+    small = {"backbone.width": 32, "backbone.depth": 2, "backbone.feed_forward_width": 40, "training.steps": 4}
+    recipe = read_recipe("dna-xlstm", "published-strands", {**small, "training.accumulation": 1})
+    model = recipe.build(tokenizer)
+    assert model.backbone.config.complement == tokenizer.complement and model.width == 64
+
+    def apart():
+        own, other = (bio.logits(s, model) for s in (sequences, [bio.reverse_complement(s) for s in sequences]))
+        return max(abs(a - b[::-1, list(tokenizer.complement)]).max() for a, b in zip(own, other, strict=True))
+
+    assert apart() <= 1e-5
+    before = model.head.weight.clone()
+    train(model, [tokenizer.encode(s) for s in sequences], recipe.training, out=tmp_path / "run")
+    assert not torch.equal(model.head.weight, before) and apart() <= 1e-5
+
+
 def test_build_is_a_function_of_the_seed(file, tokenizer):
     state = torch.get_rng_state()
     weights = [
