@@ -340,9 +340,10 @@ def _enclose(begin: int, ids: NDArray[np.int32], end: int | None) -> NDArray[np.
 
 
 def _complement(vocabulary: Vocabulary) -> tuple[int, ...]:
-    ids, ends = vocabulary.ids, [vocabulary.require(role) for role in ("bos", "eos")]
+    ids, begin, end = vocabulary.ids, vocabulary.require("bos"), vocabulary.role("eos")
     found = [i if i in vocabulary.special_ids else ids[reverse_complement(t)] for i, t in enumerate(vocabulary.tokens)]
-    found[ends[0]], found[ends[1]] = ends[1], ends[0]
+    if end is not None:
+        found[begin], found[end] = end, begin
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..backbones import TransformerConfig, config_from_dict, config_to_dict, from_plain, to_plain
+from ..backbones import TransformerConfig, XLSTMConfig, config_from_dict, config_to_dict, from_plain, to_plain
 from ..backbones.formats import Checkpoint, CheckpointFormat
 from ..backbones.formats.table import Parts, to_theirs
 from ..errors import ConfigError, InputError, needs
@@ -99,12 +99,35 @@ def _effective(parts: Parts) -> dict[str, Any]:
         plain["rotary_precision"] = config.rotary_precision or "float32"
         if not config.rotates:
             plain |= {"rotary_base": None, "rotary_precision": None}
+    if isinstance(config, XLSTMConfig):
+        plain |= _effective_xlstm(config)
     plain["dropout"] = None
     end = asdict(head) | {"tied": head.is_tied, "bias": head.has_bias}
     if head.kind == "linear":
         end |= {"norm_eps": None, "activation": None}
     tokens = tokenizer_from_dict(parts["tokenizer"]).vocabulary.tokens
     return {**plain, **{f"head.{name}": value for name, value in end.items()}, "vocabulary": tokens}
+
+
+def _effective_xlstm(config: XLSTMConfig) -> dict[str, Any]:
+    """What the blocks of an xLSTM compute with; None for what none of them has."""
+    kinds = set(config.kinds)
+    capped, plain, cell = (kind in kinds for kind in ("mlstm-7b", "mlstm", "slstm"))
+    inner = [config.inner_width(i) for i, kind in enumerate(config.kinds) if kind == "mlstm"]
+    feed_forward = [config.swiglu_width if capped else None, config.gelu_width if cell else None]
+    return {
+        "blocks": config.kinds,
+        "expansion": inner,
+        "feed_forward_width": feed_forward,
+        "norm_eps": [config.eps(kind) for kind in sorted(kinds)],
+        "convolution": config.convolution if plain or cell else None,
+        "projection_block": config.projection_block if plain else None,
+        "bias": config.bias if plain or capped else None,
+        "rotary": config.rotary if plain else None,
+        "rotary_base": config.rotary_base if plain and config.rotary is not None else None,
+        "qk_factor": config.qk_width if capped else None,
+        "gate_cap": config.gate_cap if capped else None,
+    }
 
 
 def _write(path: Path, content: Any, copies: dict[str, str]) -> None:

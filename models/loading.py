@@ -9,10 +9,11 @@ from typing import TypeVar
 import torch
 
 from ..errors import InputError
+from . import hub, published
 from .files import CONFIG, load_own
 from .foreign import load_foreign
 from .language_model import LanguageModel
-from .published import FAIR_ESM, LICENCES, fetch
+from .published import FAIR_ESM, LICENCES
 from .weights import SAFETENSORS, TORCH, find_weights
 
 Model = TypeVar("Model", bound=LanguageModel)
@@ -29,8 +30,9 @@ def load(
     """Read a model, in evaluation mode.
 
     Args:
-        path: what ``LanguageModel.save`` wrote, a folder or file of weights of another package, or one of fair-esm's
-            names (``"esm2_t33_650M_UR50D"``), whose weights are downloaded into PyTorch's cache, or found there.
+        path: what ``LanguageModel.save`` wrote, a folder or file of weights of another package, ``hf://owner/name``
+            (see ``models.hub``), or one of fair-esm's names (``"esm2_t33_650M_UR50D"``), whose weights are downloaded
+            into PyTorch's cache, or found there.
         format: of another package's checkpoint, one of ``backbones.formats.FORMATS`` by name; None: recognised.
         device: where the weights go.
         dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
@@ -42,10 +44,20 @@ def load(
         InputError: a file is missing or damaged, the format or kind is not known, or a tensor is missing, extra or
             misshapen.
         ConfigError: the tokenizer is of a package that is not installed, or there is no format of that name.
+        MissingExtra: the model is on the hub, and huggingface_hub is not installed.
     """
+    named = hub.hub_name(path)
+    if named is not None:
+        folder, commit = hub.fetch(named)
+        model = load(folder, format=format, device=device, dtype=dtype, cls=cls)
+        if model.name == folder.resolve().name:  # a folder of the cache, called by its commit
+            model.name = named.repository.rpartition("/")[2]
+        model.card.source = str(commit)
+        model.card.licence = model.card.licence or hub.licence(folder)
+        return model
     name, path = str(path), Path(path)
     if not path.exists() and name in FAIR_ESM:
-        model = load_foreign(fetch(name), cls, format="fair-esm", device=device, dtype=dtype)
+        model = load_foreign(published.fetch(name), cls, format="fair-esm", device=device, dtype=dtype)
         model.card.licence = LICENCES[name]
         return model
     if not path.exists():

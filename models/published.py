@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -11,14 +12,14 @@ from ..errors import InputError
 from .weights import CONTACTS
 
 SOURCE = "https://dl.fbaipublicfiles.com/fair-esm"
-FAIR_ESM = (
-    "esm2_t6_8M_UR50D",
-    "esm2_t12_35M_UR50D",
-    "esm2_t30_150M_UR50D",
-    "esm2_t33_650M_UR50D",
-    "esm2_t36_3B_UR50D",
-    "esm2_t48_15B_UR50D",
-)
+FAIR_ESM = {  # name -> depth, width, heads (Lin et al. 2023)
+    "esm2_t6_8M_UR50D": (6, 320, 20),
+    "esm2_t12_35M_UR50D": (12, 480, 20),
+    "esm2_t30_150M_UR50D": (30, 640, 20),
+    "esm2_t33_650M_UR50D": (33, 1280, 20),
+    "esm2_t36_3B_UR50D": (36, 2560, 40),
+    "esm2_t48_15B_UR50D": (48, 5120, 40),
+}
 LICENCES = dict.fromkeys(FAIR_ESM, "MIT")
 
 
@@ -48,3 +49,27 @@ def fetch(name: str) -> Path:
                 hint="Put the file there.",
             ) from None
     return folder / f"{name}.pt"
+
+
+def downloaded(name: str) -> Path | None:
+    """Return the file of weights of a published model if it is in the cache."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
+    return path if path.is_file() else None
+
+
+def published_parts(name: str) -> dict[str, Any]:
+    """Return our configuration of a published model, without its weights."""
+    depth, width, heads = FAIR_ESM[name]
+    backbone = {
+        "family": "transformer",
+        "vocabulary_size": 33,
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "direction": "bidirectional",
+        "norm": "layer",
+        "activation": "gelu",
+        "bias": True,
+        "token_dropout": 32,
+    }
+    return {"tokenizer": {"name": "protein"}, "backbone": backbone, "head": {"kind": "esm", "contacts": True}}

@@ -2,6 +2,7 @@
 
 from .batch import PackedBatch
 from .files import check_file, check_writable, open_text, read_lines, replacing
+from .ids import IdTokenizer
 from .packing import pack, unused_share
 from .records import OnError, Record, Records
 from .store import TokenStore
@@ -10,6 +11,7 @@ from .tokenizer import Tokenizer, tokenizer_class, tokenizer_from_dict, tokenize
 from .vocabulary import Vocabulary
 
 __all__ = [
+    "IdTokenizer",
     "OnError",
     "PackedBatch",
     "Record",

@@ -1,11 +1,14 @@
 """Foreign checkpoints: one table per format, read both ways."""
 
 from .bert import HF_BERT
+from .chem_xlstm import CHEM_XLSTM
 from .esm import FAIR_ESM, HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
 from .esmc import ESMC, HF_ESMC
 from .llama import HF_LLAMA
 from .proteinglm import PROTEINGLM
 from .table import Checkpoint, CheckpointFormat, Entry
+from .xlstm import XLSTM_PACKAGE
+from .xlstm_large import HF_XLSTM, XLSTM_LARGE
 
 FORMATS: tuple[CheckpointFormat, ...] = (
     FAIR_ESM,
@@ -16,6 +19,10 @@ FORMATS: tuple[CheckpointFormat, ...] = (
     HF_LLAMA,
     HF_BERT,
     PROTEINGLM,
+    XLSTM_PACKAGE,
+    XLSTM_LARGE,
+    HF_XLSTM,
+    CHEM_XLSTM,
 )
 
 __all__ = ["FORMATS", "Checkpoint", "CheckpointFormat", "Entry"]
