@@ -176,7 +176,7 @@ def _constants(parts: Parts) -> dict[str, Tensor]:
     config = transformer_of(parts)
     channels = config.head_dim // 2 if config.positions == "rotary-2d" else config.head_dim
     turns = torch.from_numpy(rotary_frequencies(channels, float(config.rotary_base), config.rotary_precision)).float()
-    return {FREQUENCIES.format(i=i): turns for i in range(config.depth)}
+    return {FREQUENCIES.format(i=i): turns.clone() for i in range(config.depth)}
 
 
 PROTEINGLM = CheckpointFormat(
