@@ -145,7 +145,7 @@ class Backbone(nn.Module, ABC):
         one_each = state is not None and return_state and decodes(x, batch)
         for i, block in enumerate(self.blocks):
             old = None if state is None else state.blocks[i]
-            found = decode(block, x, old, reuse_state=reuse_state) if one_each else None
+            found = decode(block, x, context, old, reuse_state=reuse_state) if one_each else None
             x, new = found or self._run(block, x, context, old, return_state)
             after.append(new)
         hidden = self._joined(self.norm(x), batch)

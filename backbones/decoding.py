@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -48,28 +48,44 @@ def decodes(x: Float[Tensor, "tokens width"], batch: PackedBatch) -> bool:
 
 
 def decode(
-    block: nn.Module, x: Float[Tensor, "sequences width"], state: Any, *, reuse_state: bool
+    block: nn.Module, x: Float[Tensor, "sequences width"], context: Any, state: Any, *, reuse_state: bool
 ) -> tuple[Float[Tensor, "sequences width"], ConvolvedState] | None:
     """Return the residual stream after a block and the block's new state; None where it must go the ordinary way.
 
-    ``state`` is the block's own.
+    ``context`` is that of the batch, ``state`` the block's own.
     """
     known = _known(block)
     if known is None:
         return None
-    weights, table, eps, head_eps, _, offsets = known
+    weights, table, eps, head_eps, _, offsets, frequencies = known
     for stored, effective in offsets:
         np.add(stored, np.float32(1), out=effective)
+    turns, whole = None if frequencies is None else _turns(context.positions, frequencies), block.rotary == "width"
     past, C, n, m = (_laid_out(part) for part in (state.convolution, *state.cell))
     if x.shape[0] <= FEW:
         x, after = mlstm_block_step(
-            x, weights, state=(past, C, n, m), eps=eps, head_eps=head_eps, table=table, reuse_state=reuse_state
+            x,
+            weights,
+            state=(past, C, n, m),
+            eps=eps,
+            head_eps=head_eps,
+            turns=turns,
+            turn_whole=whole,
+            table=table,
+            reuse_state=reuse_state,
         )
     else:
         normed = F.layer_norm(x, x.shape[1:], weights.norm, weights.norm_bias, eps)
         up = apply_linear(normed, weights.up, weights.up_bias)
         mixed, after = mlstm_mixer_step(
-            up, weights, state=(past, C, n, m), head_eps=head_eps, table=table, reuse_state=reuse_state
+            up,
+            weights,
+            state=(past, C, n, m),
+            head_eps=head_eps,
+            turns=turns,
+            turn_whole=whole,
+            table=table,
+            reuse_state=reuse_state,
         )
         x = x + apply_linear(mixed, weights.down, weights.down_bias)
     past, *cell = after
@@ -79,7 +95,8 @@ def decode(
 class _Known(NamedTuple):
     """What is known of a block whose parameters lie at ``addresses``.
 
-    ``offsets`` are the weights stored minus one, and where they lie in ``weights`` as they are.
+    ``offsets`` are the weights stored minus one, and where they lie in ``weights`` as they are; ``frequencies`` those
+    of rotary positions.
     """
 
     weights: BlockWeights
@@ -88,6 +105,7 @@ class _Known(NamedTuple):
     head_eps: float
     addresses: list[int]
     offsets: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    frequencies: NDArray[np.float64] | None
 
 
 def _known(block: Any) -> _Known | None:
@@ -96,8 +114,6 @@ def _known(block: Any) -> _Known | None:
     What was found is kept on the block, for as long as nothing has moved.
     """
     if not hasattr(block, "decoding") or block.training or block._forward_hooks or block._forward_pre_hooks:
-        return None
-    if block.rotary is not None:
         return None
     modules = block._modules
     found: list[Any] = []
@@ -119,9 +135,31 @@ def _known(block: Any) -> _Known | None:
             pairs = ((weights.norm, norm), (weights.head_norm, head_norm))
             offsets = [(stored.detach().numpy(), effective.detach().numpy()) for stored, effective in pairs]
             weights = weights._replace(norm=norm, head_norm=head_norm)
-        known = _Known(weights, weights.table(), block.norm.eps, block.head_norm.eps, addresses, offsets)
+        eps, frequencies = (block.norm.eps, block.head_norm.eps), _frequencies(block)
+        known = _Known(weights, weights.table(), *eps, addresses, offsets, frequencies)
         block.decoding = known
     return known
+
+
+def _frequencies(block: Any) -> NDArray[np.float64] | None:
+    """Angle per position of each pair of channels that turn, or None; see ``kernels.rotary``."""
+    if block.rotary is None:
+        return None
+    inner = len(block.skip)
+    dim = inner if block.rotary == "width" else inner // block.heads
+    frequencies: NDArray[np.float64] = float(block.rotary_base) ** (-np.arange(0, dim, 2) / dim)
+    return frequencies
+
+
+def _turns(
+    positions: Int[Tensor, " sequences"], frequencies: NDArray[np.float64]
+) -> Float[Tensor, "sequences turning"]:
+    """Cosine and sine of each pair side by side."""
+    angles = positions.numpy()[:, None] * frequencies
+    turns = np.empty((*angles.shape, 2), np.float32)
+    np.cos(angles, out=turns[:, :, 0], casting="same_kind")
+    np.sin(angles, out=turns[:, :, 1], casting="same_kind")
+    return torch.from_numpy(turns).flatten(1)
 
 
 def _laid_out(part: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from .contacts import contacts
 from .graph import contact_graph
+from .homologs import homolog_batch, homolog_context
 from .letters import LetterTokenizer
 from .readers import read, write_fasta
 from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
@@ -23,6 +24,8 @@ __all__ = [
     "embed",
     "generate",
     "guess_alphabet",
+    "homolog_batch",
+    "homolog_context",
     "logits",
     "make_tokenizer",
     "parse_variant",

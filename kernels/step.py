@@ -91,6 +91,8 @@ def mlstm_mixer_step(
     *,
     state: BlockState,
     head_eps: float,
+    turns: Float[Tensor, "sequences turning"] | None = None,
+    turn_whole: bool = False,
     table: NDArray[np.int64] | None = None,
     reuse_state: bool = False,
 ) -> tuple[Float[Tensor, "sequences inner"], BlockState]:
@@ -98,11 +100,15 @@ def mlstm_mixer_step(
 
     ``up`` [sequences, 2 inner] is the output of the up-projection: the cell's input, and the gate of its output. All
     tensors are float32 and contiguous. With ``reuse_state`` the new state stands where the old one stood. ``table`` is
-    ``weights.table()``, where it is known.
+    ``weights.table()``, where it is known. ``turns`` are rotary positions of q and k, the cosine and the sine of each
+    pair of channels: of each head [sequences, inner / heads], or with ``turn_whole`` of all heads as one vector
+    [sequences, inner], and then the gates see them turned.
     """
     mixed = up.new_empty(up.shape[0], weights.skip.shape[0])
-    call = native.function("mlstm_mixer_step", "p pppp pppp pp iiiiii i f")
-    arguments, after = _arguments(up, mixed, weights, state=state, table=table, reuse_state=reuse_state)
+    call = native.function("mlstm_mixer_step", "p pppp pppp pp iiiiii i pi f")
+    arguments, after = _arguments(
+        up, mixed, weights, state=state, turns=turns, turn_whole=turn_whole, table=table, reuse_state=reuse_state
+    )
     call(*arguments, head_eps)
     return mixed, after
 
@@ -114,6 +120,8 @@ def mlstm_block_step(
     state: BlockState,
     eps: float,
     head_eps: float,
+    turns: Float[Tensor, "sequences turning"] | None = None,
+    turn_whole: bool = False,
     table: NDArray[np.int64] | None = None,
     reuse_state: bool = False,
 ) -> tuple[Float[Tensor, "sequences width"], BlockState]:
@@ -122,8 +130,10 @@ def mlstm_block_step(
     Meant for few sequences: the linear maps are those of ``linear_rows``.
     """
     y = torch.empty_like(x)
-    call = native.function("mlstm_block_step", "p pppp pppp pp iiiiii i f ii f")
-    arguments, after = _arguments(x, y, weights, state=state, table=table, reuse_state=reuse_state)
+    call = native.function("mlstm_block_step", "p pppp pppp pp iiiiii i pi f ii f")
+    arguments, after = _arguments(
+        x, y, weights, state=state, turns=turns, turn_whole=turn_whole, table=table, reuse_state=reuse_state
+    )
     call(*arguments, head_eps, weights.up.dtype == torch.bfloat16, weights.down.dtype == torch.bfloat16, eps)
     return y, after
 
@@ -134,13 +144,16 @@ def _arguments(
     weights: BlockWeights,
     *,
     state: BlockState,
+    turns: Tensor | None,
+    turn_whole: bool,
     table: NDArray[np.int64] | None,
     reuse_state: bool,
-) -> tuple[list[int], BlockState]:
+) -> tuple[list[int | None], BlockState]:
     """What both steps are called with, and the tensors that will hold the new state."""
     after: BlockState = state if reuse_state else tuple(map(torch.empty_like, state))  # type: ignore[assignment]
     inner, taps = weights.taps.shape
     sizes = (y.shape[0], weights.norm.shape[0], inner, weights.head_norm.shape[0], taps, weights.value.shape[-1])
     where = weights.table() if table is None else table
     tensors = [part.data_ptr() for part in (*state, *after, x, y)]
-    return [where.ctypes.data, *tensors, *sizes, torch.get_num_threads()], after
+    turning = (native.pointer(turns), turn_whole)
+    return [where.ctypes.data, *tensors, *sizes, torch.get_num_threads(), *turning], after

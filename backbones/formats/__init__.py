@@ -2,9 +2,12 @@
 
 from .bert import HF_BERT
 from .chem_xlstm import CHEM_XLSTM
-from .esm import FAIR_ESM, HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
+from .dna_xlstm import DNA_XLSTM
 from .esmc import ESMC, HF_ESMC
+from .fair_esm import FAIR_ESM
+from .hf_esm import HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
 from .llama import HF_LLAMA
+from .prot_xlstm import PROT_XLSTM
 from .proteinglm import PROTEINGLM
 from .table import Checkpoint, CheckpointFormat, Entry
 from .xlstm import XLSTM_PACKAGE
@@ -22,6 +25,8 @@ FORMATS: tuple[CheckpointFormat, ...] = (
     XLSTM_PACKAGE,
     XLSTM_LARGE,
     HF_XLSTM,
+    PROT_XLSTM,
+    DNA_XLSTM,
     CHEM_XLSTM,
 )
 

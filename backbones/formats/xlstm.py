@@ -50,8 +50,8 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _recognise(config: Mapping[str, Any], names: Collection[str]) -> bool:
-    others = {"token2label", "position_embeddings", "d_model"} & set(_settings(config))  # Chem-, Prot-, DNA-xLSTM
-    return has_stack(names) and not others and "config" not in config
+    others = {"token2label", "position_embeddings", "d_model", "config"} & set(_settings(config))
+    return has_stack(names) and not others  # Chem-, Prot- and DNA-xLSTM
 
 
 def _config_in(checkpoint: Checkpoint) -> Parts:
@@ -60,12 +60,12 @@ def _config_in(checkpoint: Checkpoint) -> Parts:
     if unknown:
         raise InputError(f"The configuration's {unknown[0]!r} is nothing that the xlstm package has.")
     for place, readable in READABLE.items():
-        refuse(_nested(settings, place), readable)
+        refuse(nested(settings, place), readable)
     found = structure(shapes, STACK)
     vocabulary_size = shapes["token_embedding.weight"][0]
-    _check(settings, found, vocabulary_size)
+    check(settings, found, vocabulary_size)
     backbone = {
-        **backbone_in(found, vocabulary_size, told=_nested(settings, "mlstm_block.mlstm").get("proj_factor") or 2.0),
+        **backbone_in(found, vocabulary_size, told=nested(settings, "mlstm_block.mlstm").get("proj_factor") or 2.0),
         "dropout": setting(settings, "dropout", float, 0.0),
     }
     context = setting(settings, "context_length", int, -1)
@@ -92,19 +92,19 @@ def backbone_in(found: Mapping[str, Any], vocabulary_size: int, *, told: float |
     }
 
 
-def _nested(settings: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+def nested(settings: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     """The mapping at ``a.b``, an empty one where it is absent or null."""
     for key in place.split("."):
         settings = settings.get(key) or {}
     return settings
 
 
-def _check(settings: Mapping[str, Any], found: Mapping[str, Any], vocabulary_size: int) -> None:
+def check(settings: Mapping[str, Any], found: Mapping[str, Any], vocabulary_size: int) -> None:
     """Refuse weights that are of another model than the configuration."""
     told = {"embedding_dim": found["width"], "num_blocks": found["depth"], "vocab_size": vocabulary_size}
     wrong = [(key, settings[key], value) for key, value in told.items() if settings.get(key) not in (None, value)]
     for kind in ("mlstm", "slstm"):
-        heads = _nested(settings, f"{kind}_block.{kind}").get("num_heads")
+        heads = nested(settings, f"{kind}_block.{kind}").get("num_heads")
         if kind in (*found["blocks"], found["blocks"]) and heads not in (None, found["heads"]):
             wrong.append((f"{kind}_block.{kind}.num_heads", heads, found["heads"]))
     for key, value, seen in wrong:

@@ -211,6 +211,8 @@ def stack_entries(config: XLSTMConfig, stack: str, *, cells: str) -> list[Entry]
             {f"{own}{name}": _names(f"{stack}blocks.{i}.", theirs, wrapped) for name, theirs in table.items()},
             joins={f"{own}{name}": join for name, join in joins.items()},
         )
+    if config.positions is not None:
+        found += entries({"backbone.position_scale": f"{stack}absolute_pos_embeds.scale"})
     if config.post_blocks_norm:
         found += entries({"backbone.norm.weight": _names(stack, "post_blocks_norm.weight", wrapped)})
     return found

@@ -90,6 +90,21 @@ typedef struct {
     int64_t rows, width, inner, heads, taps, size; /* size: of the blocks of q, k, v */
 } BlockSizes;
 
+/* Rotary positions of q and k: the cosine and sine of each pair of channels, or NULL for none. */
+typedef struct {
+    const float *turns; /* [rows][channels that turn together / 2][2] */
+    int64_t whole;      /* all channels turn together and the gates see it; or each head by itself, behind the gates */
+} Rotary;
+
+/* Turn the pairs (2 j, 2 j + 1) of n channels. */
+static void turn_pairs(const float *x, const float *turns, int64_t n, float *y) {
+    for (int64_t i = 0; i < n; i += 2) {
+        float a = x[i], b = x[i + 1];
+        y[i] = a * turns[i] - b * turns[i + 1];
+        y[i + 1] = b * turns[i] + a * turns[i + 1];
+    }
+}
+
 static void turn_blocks(const float *from, int64_t blocks, int64_t size, float *to) {
     for (int64_t b = 0; b < blocks; b++)
         for (int64_t o = 0; o < size; o++)
@@ -131,12 +146,12 @@ static void mixer_inputs(const BlockWeights *w, BlockState state, BlockSizes z, 
 }
 
 /* Between up- and down-projection: mixed = (head_norm(mlstm(q, k, v, gates)) + skip * convolved) * silu(gate). */
-static int mixer_step(const BlockWeights *w, BlockState state, BlockSizes z, const float *up, float *mixed,
-                      int64_t threads, float eps) {
+static int mixer_step(const BlockWeights *w, BlockState state, BlockSizes z, Rotary rotary, const float *up,
+                      float *mixed, int64_t threads, float eps) {
     int64_t rows = z.rows, inner = z.inner, heads = z.heads, blocks = inner / z.size, dim = inner / heads;
     float *joined = workspace(4 * rows * inner), *convolved = joined + 3 * rows * inner;
     if (!joined) return 1;
-    int failed = 0;
+    int failed = 0, before_gates = rotary.turns && rotary.whole;
 #pragma omp parallel num_threads((int)threads)
     {
         int64_t each = blocks, here = 0;
@@ -146,10 +161,17 @@ static int mixer_step(const BlockWeights *w, BlockState state, BlockSizes z, con
 #endif
         int64_t first = here * each < blocks ? here * each : blocks;
         int64_t last = first + each < blocks ? first + each : blocks;
-        float *space = workspace(each * z.size * (z.taps + 3 * z.size) + dim);
+        float *space = workspace(each * z.size * (z.taps + 3 * z.size) + 3 * dim);
         if (!space) failed = 1;
         else mixer_inputs(w, state, z, up, first, last, space, convolved, joined);
 #pragma omp barrier
+        if (before_gates) {
+#pragma omp for schedule(static)
+            for (int64_t s = 0; s < 2 * rows; s++) {
+                float *part = joined + (s / 2 * 3 + s % 2) * inner;
+                if (!failed) turn_pairs(part, rotary.turns + s / 2 * inner, inner, part);
+            }
+        }
 #pragma omp for schedule(static)
         for (int64_t s = 0; s < rows * heads; s++) {
             if (failed) continue;
@@ -164,7 +186,13 @@ static int mixer_step(const BlockWeights *w, BlockState state, BlockSizes z, con
                     total += load_some(row + i, 3 * inner - i) * load_some(weight + i, 3 * inner - i);
                 gates[g] = sum(total) + w->gates_bias[g * heads + head];
             }
-            memory_step(dim, dim, row + at, row + inner + at, row + 2 * inner + at, gates[0], log_sigmoid(gates[1]),
+            const float *q = row + at, *k = row + inner + at;
+            if (rotary.turns && !before_gates) {
+                turn_pairs(q, rotary.turns + r * dim, dim, space + dim);
+                turn_pairs(k, rotary.turns + r * dim, dim, space + 2 * dim);
+                q = space + dim, k = space + 2 * dim;
+            }
+            memory_step(dim, dim, q, k, row + 2 * inner + at, gates[0], log_sigmoid(gates[1]),
                         state.C + s * dim * dim, state.n + s * dim, state.m + s, state.C_new + s * dim * dim,
                         state.n_new + s * dim, state.m_new + s, h);
             layer_norm(h, dim, w->head_norm + at, NULL, eps, h);
@@ -183,24 +211,28 @@ static int mixer_step(const BlockWeights *w, BlockState state, BlockSizes z, con
 int EXPORT(mlstm_mixer_step)(const BlockWeights *weights, const float *past, const float *C, const float *n,
                              const float *m, float *past_new, float *C_new, float *n_new, float *m_new,
                              const float *up, float *mixed, int64_t rows, int64_t width, int64_t inner, int64_t heads,
-                             int64_t taps, int64_t size, int64_t threads, float head_eps) {
+                             int64_t taps, int64_t size, int64_t threads, const float *turns, int64_t whole,
+                             float head_eps) {
     BlockState state = {past, C, n, m, past_new, C_new, n_new, m_new};
     BlockSizes sizes = {rows, width, inner, heads, taps, size};
-    return mixer_step(weights, state, sizes, up, mixed, threads, head_eps);
+    Rotary rotary = {turns, whole};
+    return mixer_step(weights, state, sizes, rotary, up, mixed, threads, head_eps);
 }
 
 /* The whole block, for few rows: y = x + down(mixer(up(norm(x)))). */
 int EXPORT(mlstm_block_step)(const BlockWeights *w, const float *past, const float *C, const float *n, const float *m,
                              float *past_new, float *C_new, float *n_new, float *m_new, const float *x, float *y,
                              int64_t rows, int64_t width, int64_t inner, int64_t heads, int64_t taps, int64_t size,
-                             int64_t threads, float head_eps, int64_t narrow_up, int64_t narrow_down, float eps) {
+                             int64_t threads, const float *turns, int64_t whole, float head_eps, int64_t narrow_up,
+                             int64_t narrow_down, float eps) {
     BlockState state = {past, C, n, m, past_new, C_new, n_new, m_new};
     BlockSizes sizes = {rows, width, inner, heads, taps, size};
+    Rotary rotary = {turns, whole};
     float *up = workspace(3 * rows * inner), *mixed = up + 2 * rows * inner;
     int failed = !up ||
                  few_rows(x, w->up, w->up_bias, w->norm, w->norm_bias, NULL, up, rows, width, 2 * inner, narrow_up,
                           threads, eps) ||
-                 mixer_step(w, state, sizes, up, mixed, threads, head_eps) ||
+                 mixer_step(w, state, sizes, rotary, up, mixed, threads, head_eps) ||
                  few_rows(mixed, w->down, w->down_bias, NULL, NULL, x, y, rows, inner, width, narrow_down, threads, 0);
     free(up);
     return failed;

@@ -24,6 +24,7 @@ CAUSAL = {
     "layer-wise": XLSTMConfig(
         V, 24, 3, heads=2, blocks=("mlstm-7b", "mlstm", "slstm"), expansion=(1, 4.5, 1), norm_offset=True
     ),
+    "sinusoidal": XLSTMConfig(V, 24, 2, heads=2, blocks="slstm", positions="sinusoidal"),
     "decoder": TransformerConfig(V, 32, 2, heads=4, key_value_heads=2),
     "decoder-window": TransformerConfig(V, 32, 2, heads=2, window=3),
     "decoder-window-1": TransformerConfig(V, 32, 1, heads=2, window=1),
@@ -36,6 +37,10 @@ WHOLE = {
     "mixed-bidirectional": XLSTMConfig(
         V, 32, 3, heads=2, blocks=("mlstm", "slstm", "mlstm"), direction="bidirectional"
     ),
+    "alternating-first": XLSTMConfig(
+        V, 32, 3, heads=2, blocks=("mlstm", "slstm", "mlstm"), direction="alternating-first"
+    ),
+    "sinusoidal-tied": XLSTMConfig(V, 24, 2, heads=2, direction="tied", positions="sinusoidal"),
     "7b-alternating": XLSTMConfig(V, 32, 2, heads=2, blocks="mlstm-7b", direction="alternating"),
     "7b-bidirectional": XLSTMConfig(V, 32, 2, heads=2, blocks="mlstm-7b", direction="bidirectional"),
     "mixed-tied": XLSTMConfig(

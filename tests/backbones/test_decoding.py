@@ -21,6 +21,9 @@ CONFIGS = {
     "blocks of 8, eps": XLSTMConfig(V, 24, 1, heads=8, projection_block=8, convolution=5, norm_eps=1e-2),
     "blocks of 1, heads of 4": XLSTMConfig(V, 33, 2, heads=16, projection_block=1, expansion=1.5),
     "norms stored minus one": XLSTMConfig(V, 32, 2, heads=2, norm_offset=True),
+    "rotary over the width": XLSTMConfig(V, 32, 2, heads=4, rotary="width", norm_offset=True),
+    "rotary of each head": XLSTMConfig(V, 24, 2, heads=2, rotary="head", rotary_base=9.0, bias=True),
+    "rotary, one head": XLSTMConfig(V, 24, 2, heads=1, rotary="head", projection_block=1),
     "layer-wise": XLSTMConfig(V, 24, 3, heads=2, expansion=(1, 5, 2)),
     "mixed": XLSTMConfig(V, 32, 3, heads=4, blocks=("mlstm", "slstm", "mlstm")),
 }
