@@ -109,6 +109,8 @@ def _precision(checkpoint: Checkpoint, channels: int) -> str:
 
 
 def _tokenizer_in(checkpoint: Checkpoint, *, causal: bool) -> dict[str, Any]:
+    if checkpoint.tokenizer is not None:
+        return dict(checkpoint.tokenizer)
     path = checkpoint.folder / VOCABULARY
     if not path.is_file():
         raise InputError(f"There is no {VOCABULARY} beside the weights.", path=checkpoint.folder)

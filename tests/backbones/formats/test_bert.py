@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from processive import inference, models
+from processive.cells import RankTokenizer
 from processive.errors import ConfigError, InputError
 from processive.sequences import tokenizer_from_dict
 from safetensors.torch import load_file, save_file
@@ -148,11 +149,26 @@ def test_a_cell_fits_the_positions(perturb, tmp_path):
 def test_a_missing_or_other_gene_table_is_told(perturb, tmp_path):
     folder = saved(bert(perturb), tmp_path, genes=False)
     (folder / "token_dictionary.pkl").write_bytes(b"never read")
-    with pytest.raises(InputError, match=r"gene_table\.tsv.*never unpickled"):
+    with pytest.raises(InputError, match=r"tokenizer=.*gene_table\.tsv.*never unpickled"):
         models.load(folder)
     (folder / "gene_table.tsv").write_text(table(GENES[:-1]))
     with pytest.raises(InputError, match="39 tokens, and the model has 40"):
         models.load(folder)
+
+
+def test_a_tokenizer_can_be_given(perturb, same, tmp_path):
+    folder = saved(bert(perturb), tmp_path / "theirs", genes=False)
+    (tmp_path / "genes.tsv").write_text(table())
+    genes = RankTokenizer.from_table(tmp_path / "genes.tsv", most_tokens=33)
+    ours = models.load(folder, tokenizer=genes)
+    assert ours.tokenizer is genes
+    ours.save(tmp_path / "own")
+    same(ours.state_dict(), models.load(tmp_path / "own").state_dict())
+    with pytest.raises(ConfigError, match="has its tokenizer"):
+        models.load(tmp_path / "own", tokenizer=genes)
+    (tmp_path / "genes.tsv").write_text(table([*GENES, "ENSG99999999999"]))
+    with pytest.raises(InputError, match="40, and the tokenizer has 41"):
+        models.load(folder, tokenizer=RankTokenizer.from_table(tmp_path / "genes.tsv"))
 
 
 def test_a_text_model_has_its_word_pieces(perturb, batch, tmp_path):
