@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from processive import inference, models
+from processive import cells, inference, models
 from processive.cells import RankTokenizer
 from processive.errors import ConfigError, InputError
 from processive.sequences import tokenizer_from_dict
@@ -205,3 +205,20 @@ def test_geneformers_own_vocabularies(name, tokens, positions, genes, specials, 
     cell = tokenizer.encode({lines[900][0]: 5 * float(lines[900][2]), lines[77][0]: 2 * float(lines[77][2])})
     assert cell.tolist() == ([900, 77] if specials == 2 else [2, 900, 77, 3])
     assert tokenizer_from_dict({"name": "cells-rank", **tokenizer.to_dict()}).encode(cell).tolist() == cell.tolist()
+
+
+@pytest.mark.shared_data
+def test_real_cells_have_the_embeddings_of_transformers(shared, perturb, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    theirs = bert(perturb, vocab_size=20275, max_position_embeddings=4096)
+    folder = saved(theirs, tmp_path, genes=False)
+    name = "geneformer_gc104M_tokens_medians.tsv.gz"
+    (folder / name).write_bytes((shared / "cells" / name).read_bytes())
+    ours = models.load(folder)
+    adata = anndata.read_h5ad(shared / "cells" / "celltypist_sample_pbmc_559.h5ad")[:4].copy()
+    cells.embed(adata, ours, layer=-2, key_added="X_geneformer")
+    for found, cell in zip(adata.obsm["X_geneformer"], cells.tokenize(adata, ours.tokenizer), strict=True):
+        with torch.no_grad():
+            layers = theirs(torch.from_numpy(cell).long()[None], output_hidden_states=True).hidden_states
+        assert len(cell) > 1000
+        assert abs(found - layers[-2][0, 1:-1].mean(0).numpy()).max() <= 1e-4
