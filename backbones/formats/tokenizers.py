@@ -17,13 +17,14 @@ GENES = "gene_table.tsv"
 GENE_TABLES = ("gene_table", "tokens_medians")  # in the name of a table of genes
 TABLE_KINDS = (".tsv", ".csv", ".tsv.gz", ".csv.gz", ".tsv.zst", ".csv.zst")
 GENES_HINT = (
-    f"Of a model of cells put a table of its genes there, {GENES}: columns ensembl_id, token and median (empty for "
-    "<pad>, <mask>, ...), with what the model's pickled dictionaries hold, which are never unpickled here."
+    "For a model of cells give load(..., tokenizer=cells.RankTokenizer.from_table(path, most_tokens=...)), or put the "
+    f"table beside the weights as {GENES}: columns ensembl_id, token and median (empty for <pad>, <mask>, ...), with "
+    "what the model's pickled dictionaries hold, which are never unpickled here."
 )
 
 
 def tokenizer_of_files(folder: Path) -> dict[str, Any]:
-    """Return the tokenizer of text whose files lie in a folder.
+    """Return the tokenizer whose files lie in a folder: one of ours as it is, or one of text.
 
     Raises:
         InputError: there are none, or they cannot be read.
@@ -43,8 +44,7 @@ def gene_tokenizer(folder: Path, *, most_tokens: int, embeddings: int) -> dict[s
     Raises:
         InputError: the table cannot be read, or holds another number of tokens.
     """
-    tables = [path for path in sorted(folder.glob("*")) if path.name.endswith(TABLE_KINDS)]
-    path = next((path for path in tables if any(word in path.name for word in GENE_TABLES)), None)
+    path = find_gene_table(folder)
     if path is None:
         return None
     tokenizer = tokenizer_class("cells-rank").from_table(path, most_tokens=most_tokens)
@@ -55,6 +55,12 @@ def gene_tokenizer(folder: Path, *, most_tokens: int, embeddings: int) -> dict[s
             hint="It must be the table that the model was trained with.",
         )
     return tokenizer_to_dict(tokenizer)
+
+
+def find_gene_table(folder: Path) -> Path | None:
+    """Return the table of genes in a folder, or None."""
+    tables = [path for path in sorted(folder.glob("*")) if path.name.endswith(TABLE_KINDS)]
+    return next((path for path in tables if any(word in path.name for word in GENE_TABLES)), None)
 
 
 def role_ids(parts: Parts) -> dict[str, int]:
@@ -70,7 +76,7 @@ def tokenizer_files(parts: Parts) -> dict[str, str | bytes]:
     if data["name"] == TextTokenizer.name:
         return TextTokenizer.from_dict(data).to_files()
     if data["name"] == "cells-rank":
-        return {GENES: _gene_table(data["genes"])}
+        return {GENES: gene_table(data["genes"])}
     return {OURS: to_json(data)}
 
 
@@ -85,7 +91,8 @@ def kmer_files(parts: Parts, tokenizer_class: str) -> dict[str, str | bytes]:
     }
 
 
-def _gene_table(genes: dict[str, Any]) -> str:
+def gene_table(genes: dict[str, Any]) -> str:
+    """Return a gene vocabulary as the text of a table, which ``GeneVocabulary.from_table`` reads."""
     aliases = genes["aliases"] or [""] * len(genes["tokens"])
     columns = (genes["tokens"], range(len(aliases)), genes["medians"], aliases)
     lines = ["\t".join(("ensembl_id", "token", "median", "symbol"))]

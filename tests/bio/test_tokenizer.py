@@ -227,6 +227,15 @@ def test_generator_names_its_special_tokens_and_adds_no_end():
     assert KmerTokenizer.from_dict(tokenizer.to_dict()).encode("AAAAAT").tolist() == [1, 33]
 
 
+@given(st.text("ACDEFGHIKLMNPQRSTVWY", max_size=40))
+def test_letters_round_trip(text):
+    tokens = ["<pad>", *"ACDEFGHIKLMNPQRSTVWY", "<gmask>", "<sop>", "<eos>"]
+    tokenizer = LetterTokenizer(tokens, roles={"eos": "<eos>"}, before=["<gmask>", "<sop>"], after=["<eos>"])
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text) + 3
+    assert tokenizer.decode(ids) == tokenizer.decode(tokenizer.encode(text.lower())) == text
+
+
 def test_letters_of_a_file(tmp_path):
     path = tmp_path / "tokens.txt"
     path.write_text("<pad>\nA\nC\n<mask>\n<eos>\n")
