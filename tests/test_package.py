@@ -67,7 +67,7 @@ def test_every_registered_tokenizer_loads_and_knows_its_name() -> None:
     from importlib.metadata import entry_points
 
     points = [point for point in entry_points(group="processive.tokenizers") if point.value.startswith("processive.")]
-    assert len(points) == 7
+    assert len(points) == 9
     for point in points:
         tokenizer = point.load()
         assert (tokenizer.name, tokenizer.domain) == (point.name, point.value.split(".")[1])

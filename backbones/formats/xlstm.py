@@ -30,7 +30,7 @@ from .xlstm_keys import (
     xlstm_of,
 )
 
-READABLE = {
+READABLE: dict[str, dict[str, tuple[Any, ...]]] = {
     "slstm_block.slstm": {"function": ("slstm",), "forward_clipval": (), "group_norm_weight": (True,)},
     "slstm_block.feedforward": {"act_fn": ("gelu",), "ff_type": ("ffn_gated",), "bias": (False,)},
 }

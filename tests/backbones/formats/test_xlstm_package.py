@@ -325,3 +325,19 @@ def test_a_folder_is_loaded_and_written_back(name, tmp_path, same):
     assert (ours(PackedBatch.from_sequences([tokens[0]]))[0] - again(tokens)[0]).abs().max() <= 1e-4
     ours.save(tmp_path / "own")
     same(dict(load(tmp_path / "own").state_dict()), dict(ours.state_dict()))
+
+
+@torch.no_grad()
+def test_weights_without_a_configuration_are_enough(tmp_path, same):
+    theirs = theirs_of("mixed")
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    ours, _ = read(*checkpoint_of(theirs))
+    found = load(tmp_path / "weights.pt")
+    assert found.backbone.config == ours.backbone.config
+    same(dict(found.state_dict()), dict(ours.state_dict()))
+    assert found.tokenizer.encode("3 10 0").tolist() == [3, 10, 0]
+    assert found.tokenizer.decode([3, 10, 0]) == "3 10 0"
+    for record, position in [("3 11", 2), ("x", 1), ([1, 2, -1], 3)]:
+        with pytest.raises(InputError) as error:
+            found.tokenizer.encode(record)
+        assert error.value.position == position
