@@ -101,7 +101,8 @@ def load(
     """Read a model: one that ``save`` wrote, or a checkpoint of another package.
 
     Args:
-        path: a folder, a file of weights, or a name of fair-esm's such as ``"esm2_t33_650M_UR50D"``.
+        path: a folder, a file of weights, ``"hf://owner/name"`` or ``"hf://owner/name@revision"``, or a name of
+            fair-esm's such as ``"esm2_t33_650M_UR50D"``.
         format: of another package's checkpoint ("hf-esm", ...); None: recognised.
         device: where the weights go.
         dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
@@ -109,5 +110,6 @@ def load(
 
     Raises:
         InputError: there is no whole language model; the sentence says what is wrong.
+        MissingExtra: a model of the hub needs the extra ``hub``.
     """
     return models.load(path, format=format, device=device, dtype=dtype, cls=Model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError, ShapeError
 from ..kernels import attention, rotary
+from ..kernels.packing import gate_dtype
 from ..sequences import PackedBatch
 from .backbone import Backbone, Memory
 from .layers import FeedForward, linear_in, linear_out, make_norm, small_init_
@@ -94,12 +96,7 @@ class TransformerBlock(nn.Module):
     ) -> tuple[Tensor, KeyValueCache | None]:
         """Self-attention, of the tokens with those of their sequence that the state remembers."""
         c = self.config
-        heads = self.query_key_value(x).unflatten(1, (-1, c.head_dim))
-        query_key, v = heads.split((c.heads + c.kv_heads, c.kv_heads), dim=1)
-        if c.qk_norm is not None:
-            q, k = query_key.split((c.heads, c.kv_heads), dim=1)
-            query_key = torch.cat((_normed(q, self.query_norm), _normed(k, self.key_norm)), dim=1)
-        q, k = self._turned(query_key, context).split((c.heads, c.kv_heads), dim=1)
+        q, k, v = self._heads(x, context)
         if state is None or context.layout is None:
             seen = KeyValueCache(k, v, context.cu_seqlens)
         else:
@@ -123,6 +120,29 @@ class TransformerBlock(nn.Module):
         elif state is None:
             seen = KeyValueCache(k.contiguous(), v.contiguous(), seen.cu_seqlens)  # not in one memory with q
         return output, seen
+
+    def _heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q and k as they are compared, and v."""
+        c = self.config
+        heads = self.query_key_value(x).unflatten(1, (-1, c.head_dim))
+        query_key, v = heads.split((c.heads + c.kv_heads, c.kv_heads), dim=1)
+        if c.qk_norm is not None:
+            q, k = query_key.split((c.heads, c.kv_heads), dim=1)
+            query_key = torch.cat((_normed(q, self.query_norm), _normed(k, self.key_norm)), dim=1)
+        q, k = self._turned(query_key, context).split((c.heads, c.kv_heads), dim=1)
+        return q, k, v
+
+    def attention_maps(self, x: Float[Tensor, "tokens width"], context: Context) -> list[Tensor]:
+        """Return how much each token of a sequence looks at each: a [heads, tokens, tokens] for every sequence."""
+        c = self.config
+        q, k, _ = self._heads(self._read(x, self.norm)[0], context)
+        k = k.repeat_interleave(c.heads // c.kv_heads, dim=1)
+        lengths = context.cu_seqlens.diff().tolist()
+        maps = []
+        for one, other in zip(torch.split(q, lengths), torch.split(k, lengths), strict=True):
+            products = torch.einsum("qhd,khd->hqk", one * c.head_dim**-0.5, other)
+            maps.append(products.softmax(2, dtype=gate_dtype(products.dtype)))
+        return maps
 
     def _turned(self, query_key: Tensor, context: Context) -> Tensor:
         """Turn q and k by the positions."""
@@ -190,11 +210,26 @@ class Transformer(Backbone):
             x = x + self.token_types.weight[0]
         return self.embedding_norm(x) if c.embedding_norm else x
 
+    def attention_maps(self, batch: PackedBatch) -> Iterator[list[Tensor]]:
+        """Yield the attention maps of each block, see ``TransformerBlock.attention_maps``: they need much memory.
+
+        Raises:
+            ConfigError: not every token sees its whole sequence.
+        """
+        c = self.config
+        if c.direction != "bidirectional" or c.window is not None or c.complement is not None:
+            raise ConfigError("Attention maps are made where every token sees its whole sequence, and one strand.")
+        x, context = self.embed(batch), self.context(batch, None)
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            yield block.attention_maps(x, context)
+            x = block(x, context, None, False)[0]
+
     def _without_masked(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """ESM-2's token dropout: mask tokens are zero, and the others make up for it."""
         masked = batch.tokens == self.config.token_dropout
         counts = F.pad(masked.cumsum(0), (1, 0))[batch.cu_seqlens].diff()
-        kept = 1 - counts / batch.lengths.clamp(min=1)
+        kept = 1 - counts.to(gate_dtype(x.dtype)) / batch.lengths.clamp(min=1)
         scale = (1 - EXPECTED_MASKED) / kept.clamp(min=1e-6)  # nothing kept: every embedding is zero, any scale will do
         scale = torch.where(masked, 0.0, scale[batch.sequence_ids])
         return x * scale[:, None].to(x.dtype)

@@ -1,5 +1,6 @@
 """DNA and proteins: tokenizers, FASTA, the other strand, variant effects, and the verbs."""
 
+from .contacts import contacts
 from .graph import contact_graph
 from .homologs import homolog_batch, homolog_context
 from .letters import LetterTokenizer
@@ -19,6 +20,7 @@ __all__ = [
     "all_single_variants",
     "apply_variant",
     "contact_graph",
+    "contacts",
     "embed",
     "generate",
     "guess_alphabet",

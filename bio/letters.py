@@ -94,8 +94,8 @@ class LetterTokenizer:
         Raises:
             InputError: a token stands twice, or one with a role is missing.
         """
-        tokens = [line.strip() for line in check_file(path).read_text(encoding="utf-8").splitlines()]
+        tokens = [line.strip() for line in check_file(path).read_text(encoding="utf-8").rstrip().splitlines()]
         try:
-            return cls([token for token in tokens if token], roles=roles, before=before, after=after)
+            return cls(tokens, roles=roles, before=before, after=after)
         except ConfigError as error:
             raise InputError(str(error), path=path) from None

@@ -215,14 +215,15 @@ class KmerTokenizer:
                 position from 1.
         """
         codes = _dna_codes(record, self._table).astype(np.int32)
-        whole = len(codes) // self.k * self.k
-        if self.tail == "refuse" and whole < len(codes):
+        unknown = codes == _ORDER.index("N")
+        first = int(np.flatnonzero(unknown)[-1]) + 1 if unknown.any() and self.layout != "generator" else 0
+        short = (len(codes) - first) % self.k
+        if self.tail == "refuse" and short:
             raise InputError(
-                f"{len(codes)} bases are no multiple of {self.k}; the last {len(codes) - whole} make no {self.k}-mer.",
-                position=whole + 1,
+                f"{len(codes) - first} bases are no multiple of {self.k}; the last {short} make no {self.k}-mer.",
+                position=len(codes) - short + 1,
                 hint="Cut the sequence, or make the tokenizer with tail='single'.",
             )
-        unknown = codes == _ORDER.index("N")
         if self.n == "refuse" and unknown.any():
             position = int(unknown.argmax()) + 1
             raise InputError(
@@ -339,9 +340,10 @@ def _enclose(begin: int, ids: NDArray[np.int32], end: int | None) -> NDArray[np.
 
 
 def _complement(vocabulary: Vocabulary) -> tuple[int, ...]:
-    ids, ends = vocabulary.ids, [vocabulary.require(role) for role in ("bos", "eos")]
+    ids, begin, end = vocabulary.ids, vocabulary.require("bos"), vocabulary.role("eos")
     found = [i if i in vocabulary.special_ids else ids[reverse_complement(t)] for i, t in enumerate(vocabulary.tokens)]
-    found[ends[0]], found[ends[1]] = ends[1], ends[0]
+    if end is not None:
+        found[begin], found[end] = end, begin
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..backbones import TransformerConfig, XLSTMConfig, config_from_dict, config_to_dict, from_plain
+from ..backbones import TransformerConfig, XLSTMConfig, config_from_dict, config_to_dict, from_plain, to_plain
 from ..backbones.formats import Checkpoint, CheckpointFormat
 from ..backbones.formats.table import Parts, to_theirs
 from ..errors import ConfigError, InputError, needs
@@ -34,18 +34,23 @@ def save_as(model: LanguageModel, folder: str | Path, format: str) -> None:
     parts = {
         "tokenizer": tokenizer_to_dict(model.tokenizer),
         "backbone": config_to_dict(model.backbone.config),
-        "head": asdict(model.head.config),
+        "head": to_plain(model.head.config),
         "card": asdict(model.card),
     }
     config = chosen.config_out(parts)
     own = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    tensors = to_theirs(chosen.table(parts), own)
-    kind = model.backbone.embedding.weight.dtype  # as a module of theirs cast to a dtype casts its buffers
+    entries = chosen.table(parts)
+    tensors = to_theirs([entry for entry in entries if entry.own in own], own)
+    kind = model.backbone.embedding.weight.dtype  # a module of theirs cast to a dtype casts its buffers
     for name, constant in chosen.constants(parts).items():
-        tensors[name] = constant.to(kind) if constant.is_floating_point() else constant
+        cast = constant.to(kind) if constant.is_floating_point() else constant
+        tensors[name] = cast if torch.equal(cast.to(constant.dtype), constant) else constant
     copies = chosen.copies(parts)
     tensors.update({name: tensors[other] for name, other in copies.items()})
     _check(chosen, parts, config, tensors)
+    odd = sorted({entry.own for entry in entries} ^ set(own))
+    if odd:
+        raise ConfigError(f"The format {format} and this model do not both have {', '.join(odd)}.")
     files: dict[str, Any] = {**chosen.files(config, tensors), **chosen.files_out(parts)}
     with ExitStack() as stack:
         # Left in reverse order: the weights take their place first and the configuration last, as in files.save.
@@ -68,6 +73,8 @@ def _check(chosen: CheckpointFormat, parts: Parts, config: dict[str, Any], tenso
             back = chosen.config_in(Checkpoint(Path(folder), config, shapes, tensors.__getitem__))
         except InputError as error:
             raise ConfigError(f"The format {chosen.name} cannot hold this model: {error.reason}") from None
+        except KeyError as error:
+            raise ConfigError(f"The format {chosen.name} needs {error.args[0]}, which this model has not.") from None
     wanted, found = _effective(parts), _effective(back)
     lost = [
         f"{name} is {value!r} and would become {found[name]!r}"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +79,25 @@ def load_foreign(
             fill(entry, tensors[entry.own], read.tensor, found.weights.let_go)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+def foreign_parts(path: Path, format: str | None = None) -> tuple[CheckpointFormat, Parts, int]:
+    """Return the format of another package's checkpoint, our configuration of it, and how many parameters it has.
+
+    Of the files only headers are read, and the few tensors whose values decide something.
+
+    Raises:
+        InputError: as ``load_foreign``.
+    """
+    with _opened(path) as found:
+        chosen = _format_of(found, format)
+        read = Reading(chosen, found)
+        parts = read.parts()
+        try:
+            names = {name for entry in chosen.table(parts) for name in entry.foreign if name in read.spelled}
+        except ConfigError as error:
+            raise InputError(f"As {chosen.name}: {error}", path=path) from None
+        return chosen, parts, sum(prod(found.weights.shapes[read.spelled[name][0]]) for name in names)
 
 
 class Reading:
@@ -169,7 +189,7 @@ def _format_of(found: Found, name: str | None) -> CheckpointFormat:
         "This is not the configuration of a processive model, nor of a format that is known.",
         path=found.path,
         hint=f"Known: {known}."
-        + (f" Nearest: {nearest}; load(path, format={nearest!r}) tells why." if nearest else ""),
+        + (f" Nearest is {nearest}: format={nearest!r} tells what is wrong." if nearest else ""),
     )
 
 

@@ -41,8 +41,8 @@ class HeadConfig:
     soft_cap: float | int | None = None
     norm_eps: float | int = 1e-5
     activation: str = "gelu"
-    contacts: bool = False
     conditions: tuple[tuple[str, int], ...] = ()
+    contacts: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

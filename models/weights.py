@@ -127,7 +127,7 @@ def load_torch(path: Path) -> Any:
                 zipped = file.read(4) == b"PK\x03\x04"
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # of many types, none of which says whether the file is damaged or refused
-        refused = re.search(r"(?:GLOBAL|Unsupported \w+:?) ([\w.]+\.\w+)", str(error))
+        refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise InputError(
                 f"The file holds more than tensors and plain values: {refused[1]} was refused, and nothing was run.",

@@ -123,18 +123,18 @@ class TextTokenizer:
         """Return the files, by name, that ``from_folder`` reads, as transformers writes them."""
         keys = {role: names[-1] for role, names in NAMED.items()}
         settings: dict[str, Any] = {keys[role]: token for role, token in self.roles.items()}
-        if isinstance(self.model, str):
-            settings |= {"add_bos_token": bool(self.before), "add_eos_token": bool(self.after)}
-            named = {"tokenizer_class": "LlamaTokenizer", "legacy": True, **settings}
-            return {
-                "tokenizer.model": base64.b64decode(self.model),
-                "tokenizer_config.json": json.dumps(named, indent=2),
-            }
-        if self.model["model"]["type"] == "WordPiece":
-            settings |= {NAMED[role][0]: token for role, token in self.roles.items()}
-        named = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings}, indent=2, ensure_ascii=False)
-        whole = json.dumps(self.model, indent=2, ensure_ascii=False)
-        return {"tokenizer.json": whole, "tokenizer_config.json": named}
+        begin_end = {"add_bos_token": bool(self.before), "add_eos_token": bool(self.after)}
+        if isinstance(self._engine, _Pieces):
+            settings |= {"tokenizer_class": "LlamaTokenizer", "legacy": True, **begin_end}
+            model: tuple[str, str | bytes] = ("tokenizer.model", base64.b64decode(self._engine.model))
+        else:
+            settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+            if self._engine.template() != (list(self.before), list(self.after)):
+                settings |= begin_end
+            if self._engine.lossy:
+                settings |= {NAMED[role][0]: token for role, token in self.roles.items()}
+            model = ("tokenizer.json", json.dumps(self.model, indent=2, ensure_ascii=False))
+        return dict([model, ("tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False))])
 
     @classmethod
     def from_sentencepiece(cls, path: str | Path, *, begin: bool = True, end: bool = False) -> TextTokenizer:
@@ -242,8 +242,7 @@ class TextTokenizer:
             before = [known["bos"]] if begin and "bos" in known else []
         if end is not None:
             after = [known["eos"]] if end and "eos" in known else []
-        lossy = fast.model["model"]["type"] == "WordPiece"
-        return cls(fast.model, roles=known, before=before, after=after, unknown="keep" if lossy else "refuse")
+        return cls(fast.model, roles=known, before=before, after=after, unknown="keep" if fast.lossy else "refuse")
 
 
 class _Fast:
@@ -277,6 +276,11 @@ class _Fast:
         """Text of ids."""
         text: str = self.fast.decode(ids, skip_special_tokens=False)
         return text
+
+    @property
+    def lossy(self) -> bool:
+        """Whether its pieces are BERT's, which have neither case nor blanks."""
+        return bool(self.model["model"]["type"] == "WordPiece")
 
     def template(self) -> tuple[list[str], list[str]]:
         """Tokens that the model's own template puts before and after a text."""
@@ -326,7 +330,7 @@ def _named_tokens(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
                 settings |= json.loads((folder / name).read_text(encoding="utf-8"))
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise InputError(f"This is not JSON ({error}).", path=folder / name) from None
-    roles = {}
+    roles: dict[str, str] = {}
     for role in ROLES:
         for key in NAMED[role]:
             token = settings.get(key)

@@ -146,6 +146,11 @@ def _fair_table(parts: Parts) -> list[Entry]:
     return entries(table, depth=c.depth, joins={QKV: rows(c.width, c.width, c.width)})
 
 
+def _fair_constants(parts: Parts) -> dict[str, Tensor]:
+    depth = transformer_of(parts).depth
+    return {f"layers.{i}.self_attn.rot_emb.inv_freq": frequencies_out(parts) for i in range(depth)}
+
+
 FAIR_ESM = CheckpointFormat(
     name="fair-esm",
     title="ESM-2 as fair-esm's .pt files",
@@ -153,9 +158,7 @@ FAIR_ESM = CheckpointFormat(
     config_in=_fair_in,
     config_out=_fair_out,
     table=_fair_table,
-    constants=lambda parts: dict.fromkeys(
-        (f"layers.{i}.self_attn.rot_emb.inv_freq" for i in range(parts["backbone"]["depth"])), frequencies_out(parts)
-    ),
+    constants=_fair_constants,
     canonical=_fair_spelled,
     copies=lambda parts: {"lm_head.weight": "embed_tokens.weight"},
     files=_fair_files,
@@ -177,13 +180,13 @@ def _gated(names: Collection[str]) -> bool:
     return "esm.encoder.layer.0.intermediate.dense.bias" not in names
 
 
-def _hf_in(checkpoint: Checkpoint) -> Parts:
+def _hf_in(checkpoint: Checkpoint, *, gated: bool) -> Parts:
     c = checkpoint.config
     for name in ("is_decoder", "add_cross_attention", "is_folding_model"):
         if c.get(name):
             raise InputError(f"Models with {name} cannot be run.")
     width, heads = setting(c, "hidden_size", int), setting(c, "num_attention_heads", int)
-    positions, gated = setting(c, "position_embedding_type", str, "absolute"), _gated(checkpoint.shapes)
+    positions = setting(c, "position_embedding_type", str, "absolute")
     if positions not in ("absolute", "rotary"):
         raise InputError(f"The position_embedding_type {positions!r} cannot be run: 'absolute' or 'rotary' is needed.")
     size, eps = setting(c, "vocab_size", int), setting(c, "layer_norm_eps", float, 1e-12)
@@ -264,8 +267,8 @@ def _hf_constants(parts: Parts) -> dict[str, Tensor]:
 
 def _v2_constants(parts: Parts) -> dict[str, Tensor]:
     c = transformer_of(parts)
-    names = (HF_LAYER_FREQUENCIES.format(i=i) for i in range(c.depth))
-    return dict.fromkeys(names, frequencies_out(parts)) if c.positions == "rotary" else {}
+    layers = range(c.depth if c.positions == "rotary" else 0)
+    return {HF_LAYER_FREQUENCIES.format(i=i): frequencies_out(parts) for i in layers}
 
 
 def _hf_copies(parts: Parts) -> dict[str, str]:
@@ -287,7 +290,7 @@ HF_ESM = CheckpointFormat(
     name="hf-esm",
     title="ESM-2, ESM-1b and Nucleotide Transformer v1 in transformers",
     recognise=lambda config, names: config.get("model_type") == "esm" and not _gated(names),
-    config_in=_hf_in,
+    config_in=lambda checkpoint: _hf_in(checkpoint, gated=False),
     config_out=_hf_out,
     table=_hf_table,
     constants=_hf_constants,
@@ -301,7 +304,7 @@ NUCLEOTIDE_TRANSFORMER_V2 = CheckpointFormat(
     name="nucleotide-transformer-v2",
     title="Nucleotide Transformer v2, of its authors' own code for transformers",
     recognise=lambda config, names: config.get("model_type") == "esm" and _gated(names),
-    config_in=_hf_in,
+    config_in=lambda checkpoint: _hf_in(checkpoint, gated=True),
     config_out=_v2_out,
     table=_hf_table,
     constants=_v2_constants,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...errors import InputError
+from ...sequences import tokenizer_from_dict
 from .table import Checkpoint, CheckpointFormat, Entry, Parts, entries, rows, setting, transformer_of
 from .tokenizers import kmer_files, role_ids, tokenizer_files, tokenizer_of_files
 from .values import CONTEXT, read_json, refuse, trained_context
@@ -98,13 +99,19 @@ def _tokenizer_in(checkpoint: Checkpoint) -> dict[str, Any]:
     if not generator and settings.get("tokenizer_class") != GENERATOR_TOKENIZER:
         return tokenizer_of_files(checkpoint.folder)
     # An N, or a tail shorter than k, is <oov> there without a word; here it is refused by its position.
-    return {
+    tokenizer = {
         "name": "dna-kmer",
         "k": setting(settings, "k", int, 6),
         "n": "refuse",
         "tail": "refuse",
         "end": setting(settings, "add_eos_token", bool, False),
     }
+    tokens = tokenizer_from_dict(tokenizer).vocabulary.tokens
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        ours, theirs = tokens[int(number)], token["content"]
+        if ours != theirs:
+            raise InputError(f"Token {number} is {theirs!r} in tokenizer_config.json; GENERator's is {ours!r}.")
+    return tokenizer
 
 
 def _is_generator(tokenizer: Mapping[str, Any]) -> bool:

@@ -35,7 +35,8 @@ TABLE: dict[str, str | tuple[str, ...]] = {
 FINAL_NORM: dict[str, str | tuple[str, ...]] = {"backbone.norm.*": "transformer.encoder.final_layernorm.*"}
 FREQUENCIES = LAYER + "self_attention.rotary_emb.inv_freq"
 
-MODEL_TYPES = ("ProteinGLM", "xTrimoPGLM")
+MODEL_TYPE = "ProteinGLM"
+MODEL_TYPES = (MODEL_TYPE.lower(), "xtrimopglm")
 MASKED_NAME, CAUSAL_NAME = "ProteinGLMForMaskedLM", "ProteinGLMForCasualLM"  # as their code spells it
 READABLE: dict[str, tuple[Any, ...]] = {
     "glu_activation": ("geglu", "swiglu"),
@@ -50,7 +51,7 @@ VOCABULARY = "tokenizer.model"  # a plain list of tokens in spite of its name
 
 
 def _recognised(config: Mapping[str, Any], names: Collection[str]) -> bool:
-    return config.get("model_type") in MODEL_TYPES and "transformer.output_layer.weight" in names
+    return str(config.get("model_type")).lower() in MODEL_TYPES and "transformer.output_layer.weight" in names
 
 
 def _in(checkpoint: Checkpoint) -> Parts:
@@ -122,7 +123,7 @@ def _out(parts: Parts) -> dict[str, Any]:
     causal, shared = config.direction == "causal", config.kv_heads != config.heads
     return {
         "architectures": [CAUSAL_NAME if causal else MASKED_NAME],
-        "model_type": MODEL_TYPES[0],
+        "model_type": MODEL_TYPE,
         "padded_vocab_size": config.vocabulary_size,
         "vocab_size": config.vocabulary_size,
         "hidden_size": config.width,

@@ -34,7 +34,7 @@ STACKED = Join(lambda theirs: torch.stack(tuple(theirs)), lambda own: own.unbind
 
 def rows(*sizes: int) -> Join:
     """Join along the first axis: theirs have ``sizes`` rows."""
-    return Join(lambda theirs: torch.cat(tuple(theirs)), lambda own: own.split(sizes))
+    return Join(lambda theirs: torch.cat(tuple(theirs)), lambda own: torch.split(own, list(sizes)))
 
 
 def reshaped(own: Sequence[int], theirs: Sequence[int]) -> Join:
@@ -117,7 +117,7 @@ class CheckpointFormat:
         config_out: their configuration of ours. Raises ConfigError for a model that the format cannot hold.
         table: one entry for each of our tensors.
         constants: tensors of theirs that follow from the configuration, of int or float32: written in the dtype of the
-            embedding, and where they are read they must have these values.
+            embedding if that changes none, and where they are read they must have these values.
         files_out: further files of theirs (tokenizer), by name: text, or bytes as they are.
         canonical: the name that ``table`` and ``constants`` use for a tensor: without a prefix that only some
             checkpoints have, or under its newer name.

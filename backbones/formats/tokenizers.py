@@ -43,8 +43,7 @@ def gene_tokenizer(folder: Path, *, most_tokens: int, embeddings: int) -> dict[s
     Raises:
         InputError: the table cannot be read, or holds another number of tokens.
     """
-    tables = [path for path in sorted(folder.glob("*")) if path.name.endswith(TABLE_KINDS)]
-    path = next((path for path in tables if any(word in path.name for word in GENE_TABLES)), None)
+    path = find_gene_table(folder)
     if path is None:
         return None
     tokenizer = tokenizer_class("cells-rank").from_table(path, most_tokens=most_tokens)
@@ -55,6 +54,12 @@ def gene_tokenizer(folder: Path, *, most_tokens: int, embeddings: int) -> dict[s
             hint="It must be the table that the model was trained with.",
         )
     return tokenizer_to_dict(tokenizer)
+
+
+def find_gene_table(folder: Path) -> Path | None:
+    """Return the table of genes in a folder, or None."""
+    tables = [path for path in sorted(folder.glob("*")) if path.name.endswith(TABLE_KINDS)]
+    return next((path for path in tables if any(word in path.name for word in GENE_TABLES)), None)
 
 
 def role_ids(parts: Parts) -> dict[str, int]:
@@ -70,7 +75,7 @@ def tokenizer_files(parts: Parts) -> dict[str, str | bytes]:
     if data["name"] == TextTokenizer.name:
         return TextTokenizer.from_dict(data).to_files()
     if data["name"] == "cells-rank":
-        return {GENES: _gene_table(data["genes"])}
+        return {GENES: gene_table(data["genes"])}
     return {OURS: to_json(data)}
 
 
@@ -85,7 +90,8 @@ def kmer_files(parts: Parts, tokenizer_class: str) -> dict[str, str | bytes]:
     }
 
 
-def _gene_table(genes: dict[str, Any]) -> str:
+def gene_table(genes: dict[str, Any]) -> str:
+    """Return a gene vocabulary as the text of a table, which ``GeneVocabulary.from_table`` reads."""
     aliases = genes["aliases"] or [""] * len(genes["tokens"])
     columns = (genes["tokens"], range(len(aliases)), genes["medians"], aliases)
     lines = ["\t".join(("ensembl_id", "token", "median", "symbol"))]

@@ -133,6 +133,16 @@ def test_begin_and_end_are_as_the_settings_say(pieces, tmp_path, add_bos, add_eo
     assert (ids[0] == 1, ids[-1] == 2) == (add_bos, add_eos)
 
 
+def test_begin_and_end_beside_the_template_are_written(byte_pairs, tmp_path):
+    roles = {"bos": "<|endoftext|>", "eos": "<|endoftext|>"}
+    tokenizer = TextTokenizer.from_json(byte_pairs / "tokenizer.json", roles=roles, begin=True, end=True)
+    ids = tokenizer.encode("MK").tolist()
+    assert (ids[0], ids[-1]) == (0, 0)
+    for name, content in tokenizer.to_files().items():
+        (tmp_path / name).write_text(content)
+    assert TextTokenizer.from_folder(tmp_path).encode("MK").tolist() == ids
+
+
 def test_what_the_vocabulary_lacks_is_refused_by_position(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     fast = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1, "b": 2, "</s>": 3}, unk_token="<unk>"))

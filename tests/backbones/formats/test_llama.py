@@ -1,5 +1,6 @@
 """Llama and Mistral have the numbers of transformers, from its files and back in them (random weights)."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from processive import models
+from processive.backbones import TransformerConfig
 from processive.backbones.formats import HF_LLAMA
 from processive.backbones.formats.table import Checkpoint
+from processive.bio import ProteinTokenizer
 from processive.errors import ConfigError, InputError
 from processive.inference import generate
 from processive.sequences import PackedBatch
@@ -130,9 +133,10 @@ def test_greedy_generation_equals_transformers(perturb, tmp_path):
         assert len(text) > len(prompt)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_export_is_read_by_transformers_bit_by_bit(variant, perturb, same, tmp_path):
-    theirs = llama(perturb, **VARIANTS[variant])
+def test_export_is_read_by_transformers_bit_by_bit(variant, dtype, perturb, same, tmp_path):
+    theirs = llama(perturb, **VARIANTS[variant]).to(dtype)
     ours = models.load(saved(theirs, tmp_path / "theirs"))
     ours.save(tmp_path / "again", format="hf-llama")
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "again")
@@ -166,11 +170,57 @@ def test_generator_is_llama_under_another_name(perturb, tmp_path):
     assert ours.tokenizer.encode("AAAAAATTTTTT").tolist() == [1, 32, 1397]
     with pytest.raises(InputError, match="position 1"):
         ours.tokenizer.encode("<s>AAAAAA")  # which would begin twice
+    named = {"added_tokens_decoder": {"0": {"content": "<oov>"}, "4": {"content": "<mask>"}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    assert models.load(folder).tokenizer.to_dict() == ours.tokenizer.to_dict()
+    named["added_tokens_decoder"]["4"]["content"] = "<pad>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    with pytest.raises(InputError, match="Token 4 is '<pad>'"):
+        models.load(folder)
     ours.save(tmp_path / "again", format="hf-llama")
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert config["architectures"] == ["GENERatorForCausalLM"]
     settings = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
     assert {key: settings[key] for key in KMERS} == KMERS
+
+
+def test_prollama_has_its_sentencepiece_model(perturb, same, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    content = io.BytesIO()
+    lines = [f"[Generate by superfamily] Superfamily=<Ankyrin {i}> Seq=<MKV{'ACDEFGHIKL' * i}>" for i in range(1, 60)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=content, vocab_size=350, model_type="bpe", byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    theirs = llama(perturb, vocab_size=350)
+    folder = saved(theirs, tmp_path / "theirs")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    (folder / "tokenizer.model").write_bytes(content.getvalue())
+    ours = models.load(folder)
+    text = "[Generate by superfamily] Superfamily=<Ankyrin 3>  é"
+    assert ours.tokenizer.decode(ours.tokenizer.encode(text)) == text
+    assert generate(ours, prompts=text, temperature=0, max_length=3)[0].startswith(text)
+    ours.save(tmp_path / "again", format="hf-llama")
+    assert (tmp_path / "again" / "tokenizer.model").read_bytes() == content.getvalue()
+    again = models.load(tmp_path / "again")
+    same(ours.state_dict(), again.state_dict())
+    assert again.tokenizer.to_dict() == ours.tokenizer.to_dict()
+    ours.save(tmp_path / "own")
+    assert models.load(tmp_path / "own").tokenizer.encode(text).tolist() == ours.tokenizer.encode(text).tolist()
+
+
+def test_a_model_of_ours_is_written_with_its_own_tokenizer(same, tmp_path):
+    config = TransformerConfig(33, 24, 2, heads=4, key_value_heads=2, rotary_precision="float32")
+    ours = models.LanguageModel(ProteinTokenizer(), config).eval()
+    ours.save(tmp_path, format="hf-llama")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.from_numpy(ours.tokenizer.encode("MKVLA")).long()
+    with torch.no_grad():
+        logits = ours(PackedBatch.from_sequences([tokens]))[0]
+        assert (theirs(tokens[None]).logits[0] - logits).abs().max() <= 1e-4
+    again = models.load(tmp_path)
+    assert isinstance(again.tokenizer, ProteinTokenizer)
+    same(ours.state_dict(), again.state_dict())
 
 
 @pytest.mark.parametrize("version", [4, 5])
