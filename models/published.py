@@ -12,13 +12,15 @@ from ..errors import InputError
 from .weights import CONTACTS
 
 SOURCE = "https://dl.fbaipublicfiles.com/fair-esm"
-FAIR_ESM = {  # name -> depth, width, heads (Lin et al. 2023)
+FAIR_ESM = {  # name -> depth, width, heads (Rives et al. 2021, Meier et al. 2021, Lin et al. 2023)
     "esm2_t6_8M_UR50D": (6, 320, 20),
     "esm2_t12_35M_UR50D": (12, 480, 20),
     "esm2_t30_150M_UR50D": (30, 640, 20),
     "esm2_t33_650M_UR50D": (33, 1280, 20),
     "esm2_t36_3B_UR50D": (36, 2560, 40),
     "esm2_t48_15B_UR50D": (48, 5120, 40),
+    "esm1b_t33_650M_UR50S": (33, 1280, 20),
+    **{f"esm1v_t33_650M_UR90S_{member}": (33, 1280, 20) for member in range(1, 6)},
 }
 LICENCES = dict.fromkeys(FAIR_ESM, "MIT")
 
@@ -34,7 +36,8 @@ def fetch(name: str) -> Path:
     """
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     files = {f"{name}.pt": f"{SOURCE}/models/{name}.pt"}
-    files[f"{name}{CONTACTS}"] = f"{SOURCE}/regression/{name}{CONTACTS}"
+    if has_contacts(name):
+        files[f"{name}{CONTACTS}"] = f"{SOURCE}/regression/{name}{CONTACTS}"
     for file, url in files.items():
         if (folder / file).is_file():
             continue
@@ -49,6 +52,11 @@ def fetch(name: str) -> Path:
                 hint="Put the file there.",
             ) from None
     return folder / f"{name}.pt"
+
+
+def has_contacts(name: str) -> bool:
+    """Whether a published model comes with a contact regression: all but ESM-1v do."""
+    return not name.startswith("esm1v")
 
 
 def downloaded(name: str) -> Path | None:
@@ -72,4 +80,8 @@ def published_parts(name: str) -> dict[str, Any]:
         "bias": True,
         "token_dropout": 32,
     }
-    return {"tokenizer": {"name": "protein"}, "backbone": backbone, "head": {"kind": "esm", "contacts": True}}
+    if name.startswith("esm1"):
+        backbone |= {"positions": "absolute", "max_positions": 1026, "position_offset": 2}
+        backbone["embedding_norm"] = name.startswith("esm1b")
+    head = {"kind": "esm", "contacts": has_contacts(name)}
+    return {"tokenizer": {"name": "protein"}, "backbone": backbone, "head": head}

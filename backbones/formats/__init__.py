@@ -3,8 +3,9 @@
 from .bert import HF_BERT
 from .chem_xlstm import CHEM_XLSTM
 from .dna_xlstm import DNA_XLSTM
-from .esm import FAIR_ESM, HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
 from .esmc import ESMC, HF_ESMC
+from .fair_esm import FAIR_ESM
+from .hf_esm import HF_ESM, NUCLEOTIDE_TRANSFORMER_V2
 from .llama import HF_LLAMA
 from .prot_xlstm import PROT_XLSTM
 from .proteinglm import PROTEINGLM

@@ -207,7 +207,42 @@ def test_fair_esm_names_are_downloaded_once(fair, tmp_path, monkeypatch):
 def test_fair_esm_names_are_its_own(fair):
     from processive.models.published import FAIR_ESM
 
-    assert set(FAIR_ESM) == {name for name in vars(fair.pretrained) if name.startswith("esm2_t")}
+    theirs = {name for name in vars(fair.pretrained) if name.startswith(("esm2_t", "esm1b_", "esm1v_"))}
+    assert set(FAIR_ESM) == theirs - {"esm1v_t33_650M_UR90S"}  # another name for the first of five
+
+
+@pytest.mark.parametrize(("name", "norm_before"), [("esm1b_test", True), ("esm1v_test", False)])
+def test_esm1b_and_esm1v_in_and_out(fair, tmp_path, name, norm_before):
+    args = {"encoder_layers": 3, "encoder_embed_dim": 40, "encoder_attention_heads": 5, "encoder_ffn_embed_dim": 72}
+    args |= {"arch": "roberta_large", "max_positions": 80, "token_dropout": True}
+    stripped = {key.removeprefix("encoder_"): value for key, value in args.items()}
+    made = Namespace(**stripped, emb_layer_norm_before=norm_before)
+    model = perturb(fair.ProteinBertModel(made, fair.Alphabet.from_architecture("ESM-1b")))
+    state = model.state_dict()
+    head = {key: state.pop(key) for key in list(state) if key.startswith("contact_head")}
+    prefixed = {
+        ("encoder." if key.startswith("lm_head") else "encoder.sentence_encoder.") + key: state[key] for key in state
+    }
+    torch.save({"args": Namespace(**args), "model": prefixed}, tmp_path / f"{name}.pt")
+    if name.startswith("esm1b"):
+        torch.save({"model": head}, tmp_path / f"{name}-contact-regression.pt")
+    theirs = fair_load(fair, tmp_path / f"{name}.pt")
+    assert theirs.embed_tokens.weight[32].abs().max() == 0 != state["embed_tokens.weight"][32].abs().max()
+    ours = pv.load(tmp_path / f"{name}.pt")
+    batch = masked_batch(ours, PROTEINS)
+    assert_equal_outputs(ours, batch, *fair_run(theirs, batch), 1e-4)
+    ours.save(tmp_path / "out", format="fair-esm")
+    back = fair_load(fair, tmp_path / "out" / f"{name[:5]}.pt")
+    want, found = theirs.state_dict(), back.state_dict()
+    if name.startswith("esm1v"):  # there is none, and each loader makes up another
+        want, found = ({key: d[key] for key in d if not key.startswith("contact_head")} for d in (want, found))
+    bitwise(want, found)
+    assert_equal_outputs(ours, batch, *fair_run(back, batch), 1e-4)
+    ours.save(tmp_path / "hf", format="hf-esm")
+    bitwise(ours.state_dict(), pv.load(tmp_path / "hf").state_dict())
+    with pytest.raises(InputError, match="'protein_bert_base'"):
+        torch.save({"args": Namespace(arch="protein_bert_base"), "model": prefixed}, tmp_path / "esm1.pt")
+        pv.load(tmp_path / "esm1.pt")
 
 
 # transformers

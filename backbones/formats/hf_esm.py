@@ -1,41 +1,21 @@
-"""ESM-2 and Nucleotide Transformer, as fair-esm, transformers and their authors' own code write them."""
+"""ESM-2, ESM-1b and Nucleotide Transformer, as transformers and its authors' own code write them."""
 
 from __future__ import annotations
 
 import json
 import re
-from argparse import Namespace
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ...kernels.rotary import PRECISIONS, rotary_frequencies
 from ...sequences import tokenizer_from_dict
+from .esm_parts import ENCODER, PROTEIN, QKV, UP, frequencies_out, head_in, precision_in
 from .table import Checkpoint, CheckpointFormat, Entry, Parts, entries, rows, setting, transformer_of
 from .vocabularies import tokenizer_in
 
-PROTEIN = {"name": "protein"}
 NT_V1, NT_V2 = ({"name": "dna-kmer", "layout": f"nucleotide-transformer-v{version}"} for version in (1, 2))
-ENCODER = {"family": "transformer", "direction": "bidirectional", "norm": "layer", "activation": "gelu", "bias": True}
-QKV, UP = "backbone.blocks.{i}.query_key_value.*", "backbone.blocks.{i}.feed_forward.up.*"
-
-FAIR_ESM_TABLE: dict[str, str | tuple[str, ...]] = {
-    "backbone.embedding.weight": "embed_tokens.weight",
-    "backbone.blocks.{i}.norm.*": "layers.{i}.self_attn_layer_norm.*",
-    QKV: ("layers.{i}.self_attn.q_proj.*", "layers.{i}.self_attn.k_proj.*", "layers.{i}.self_attn.v_proj.*"),
-    "backbone.blocks.{i}.out.*": "layers.{i}.self_attn.out_proj.*",
-    "backbone.blocks.{i}.feed_forward_norm.*": "layers.{i}.final_layer_norm.*",
-    UP: "layers.{i}.fc1.*",
-    "backbone.blocks.{i}.feed_forward.down.*": "layers.{i}.fc2.*",
-    "backbone.norm.*": "emb_layer_norm_after.*",
-    "head.dense.*": "lm_head.dense.*",
-    "head.norm.*": "lm_head.layer_norm.*",
-    "head.bias": "lm_head.bias",
-}
-FAIR_CONTACTS: dict[str, str | tuple[str, ...]] = {"contacts.*": "contact_head.regression.*"}
 
 LAYER = "esm.encoder.layer.{i}."
 HF_ESM_TABLE: dict[str, str | tuple[str, ...]] = {
@@ -59,110 +39,6 @@ HF_CONTACTS: dict[str, str | tuple[str, ...]] = {"contacts.*": "esm.contact_head
 HF_UNTIED: dict[str, str | tuple[str, ...]] = {"head.weight": "lm_head.decoder.weight"}
 HF_FREQUENCIES = "esm.rotary_embeddings.inv_freq"
 HF_LAYER_FREQUENCIES = LAYER + "attention.self.rotary_embeddings.inv_freq"
-
-
-def precision_in(checkpoint: Checkpoint, name: str, head_dim: int, base: float) -> str:
-    """Return the precision of the rotary frequencies that a checkpoint holds: ESM-2 was trained with rounded ones.
-
-    Raises:
-        InputError: they are no powers of ``base`` in any precision.
-    """
-    if name not in checkpoint.shapes:
-        return "float32"
-    stored = checkpoint.read(name).double()
-    for precision in PRECISIONS:
-        expected = torch.from_numpy(rotary_frequencies(head_dim, base, precision))
-        if stored.shape == expected.shape and torch.allclose(stored, expected, rtol=1e-6, atol=0):
-            return precision
-    raise InputError(f"The rotary frequencies in {name} do not follow from the base {base:g} and {head_dim} channels.")
-
-
-def frequencies_out(parts: Parts) -> Tensor:
-    """Return the rotary frequencies of a model, float32."""
-    c = transformer_of(parts)
-    return torch.from_numpy(rotary_frequencies(c.head_dim, float(c.rotary_base), c.rotary_precision)).float()
-
-
-def _fair_spelled(name: str) -> str:
-    return re.sub(r"^(encoder\.sentence_encoder\.|sentence_encoder\.|encoder\.)", "", name)
-
-
-def _fair_recognised(config: Mapping[str, Any], names: Collection[str]) -> bool:
-    cfg = config.get("cfg")
-    return isinstance(cfg, Mapping) and any(_fair_spelled(name).startswith("layers.0.self_attn.") for name in names)
-
-
-def _fair_in(checkpoint: Checkpoint) -> Parts:
-    model = checkpoint.config["cfg"]["model"]
-    depth, width = setting(model, "encoder_layers", int), setting(model, "encoder_embed_dim", int)
-    heads, contacts = setting(model, "encoder_attention_heads", int), "contact_head.regression.weight"
-    tokenizer = tokenizer_in(None, [PROTEIN], checkpoint.shapes["embed_tokens.weight"][0])
-    backbone = ENCODER | {
-        "vocabulary_size": checkpoint.shapes["embed_tokens.weight"][0],
-        "width": width,
-        "depth": depth,
-        "heads": heads,
-        "rotary_precision": precision_in(checkpoint, "layers.0.self_attn.rot_emb.inv_freq", width // heads, 10000.0),
-        "token_dropout": _mask(tokenizer) if setting(model, "token_dropout", bool, True) else None,
-    }
-    return {"tokenizer": tokenizer, "backbone": backbone, "head": _head(contacts in checkpoint.shapes)}
-
-
-def _mask(tokenizer: Mapping[str, Any]) -> int:
-    return tokenizer_from_dict(tokenizer).vocabulary.require("mask")
-
-
-def _head(contacts: bool, **options: float | bool) -> dict[str, Any]:
-    return {"kind": "esm", "contacts": contacts, **options}
-
-
-def _fair_out(parts: Parts) -> dict[str, Any]:
-    c = transformer_of(parts)
-    model = {
-        "arch": "esm2",
-        "encoder_layers": c.depth,
-        "encoder_embed_dim": c.width,
-        "encoder_attention_heads": c.heads,
-        "token_dropout": c.token_dropout is not None,
-    }
-    return {"cfg": {"model": model}}
-
-
-def _fair_files(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """fair-esm takes a file for ESM-2 by its name, and wants the contact head in a second one, with other prefixes."""
-    contacts = {name: tensor for name, tensor in tensors.items() if name.startswith("contact_head")}
-    state = {
-        f"encoder.{name}" if name.startswith("lm_head") else f"encoder.sentence_encoder.{name}": tensor
-        for name, tensor in tensors.items()
-        if name not in contacts
-    }
-    files: dict[str, Any] = {"esm2.pt": {"cfg": {"model": Namespace(**config["cfg"]["model"])}, "model": state}}
-    return files | ({"esm2-contact-regression.pt": {"model": contacts}} if contacts else {})
-
-
-def _fair_table(parts: Parts) -> list[Entry]:
-    c = transformer_of(parts)
-    table = FAIR_ESM_TABLE | (FAIR_CONTACTS if parts["head"].get("contacts") else {})
-    return entries(table, depth=c.depth, joins={QKV: rows(c.width, c.width, c.width)})
-
-
-def _fair_constants(parts: Parts) -> dict[str, Tensor]:
-    depth = transformer_of(parts).depth
-    return {f"layers.{i}.self_attn.rot_emb.inv_freq": frequencies_out(parts) for i in range(depth)}
-
-
-FAIR_ESM = CheckpointFormat(
-    name="fair-esm",
-    title="ESM-2 as fair-esm's .pt files",
-    recognise=_fair_recognised,
-    config_in=_fair_in,
-    config_out=_fair_out,
-    table=_fair_table,
-    constants=_fair_constants,
-    canonical=_fair_spelled,
-    copies=lambda parts: {"lm_head.weight": "embed_tokens.weight"},
-    files=_fair_files,
-)
 
 
 def _hf_spelled(name: str) -> str:
@@ -213,7 +89,7 @@ def _hf_in(checkpoint: Checkpoint, *, gated: bool) -> Parts:
         base, names = setting(c, "rope_theta", float, 10000.0), (HF_FREQUENCIES, HF_LAYER_FREQUENCIES.format(i=0))
         name = next((name for name in names if name in checkpoint.shapes), names[0])
         backbone |= {"rotary_base": base, "rotary_precision": precision_in(checkpoint, name, width // heads, base)}
-    head = _head(
+    head = head_in(
         "esm.contact_head.regression.weight" in checkpoint.shapes,
         tied=setting(c, "tie_word_embeddings", bool, True),
         norm_eps=eps,
