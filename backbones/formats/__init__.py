@@ -10,7 +10,7 @@ from .llama import HF_LLAMA
 from .prot_xlstm import PROT_XLSTM
 from .proteinglm import PROTEINGLM
 from .table import Checkpoint, CheckpointFormat, Entry
-from .xlstm import XLSTM_PACKAGE
+from .xlstm import XLSTM_CUDA, XLSTM_PACKAGE
 from .xlstm_large import HF_XLSTM, XLSTM_LARGE
 
 FORMATS: tuple[CheckpointFormat, ...] = (
@@ -23,6 +23,7 @@ FORMATS: tuple[CheckpointFormat, ...] = (
     HF_BERT,
     PROTEINGLM,
     XLSTM_PACKAGE,
+    XLSTM_CUDA,
     XLSTM_LARGE,
     HF_XLSTM,
     PROT_XLSTM,

@@ -5,7 +5,8 @@ The configuration is the package's dataclass as a mapping (``dataclasses.asdict`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +16,9 @@ from ...sequences import IdTokenizer
 from ..layers import round_up
 from ..xlstm import XLSTM
 from ..xlstm_config import XLSTMConfig
-from .table import Checkpoint, CheckpointFormat, Entry, Parts, setting, to_ours, to_theirs
+from .table import Checkpoint, CheckpointFormat, Parts, setting, to_ours, to_theirs
 from .tokenizers import OURS, tokenizer_files
-from .values import read_json, refuse
+from .values import read_json, refuse, trained_context
 from .xlstm_keys import (
     STACK,
     canonical,
@@ -30,7 +31,8 @@ from .xlstm_keys import (
     xlstm_of,
 )
 
-READABLE = {
+Recognise = Callable[[Mapping[str, Any], Collection[str]], bool]
+READABLE: dict[str, dict[str, tuple[Any, ...]]] = {
     "slstm_block.slstm": {"function": ("slstm",), "forward_clipval": (), "group_norm_weight": (True,)},
     "slstm_block.feedforward": {"act_fn": ("gelu",), "ff_type": ("ffn_gated",), "bias": (False,)},
 }
@@ -85,7 +87,7 @@ def backbone_in(found: Mapping[str, Any], vocabulary_size: int, *, told: float |
         "vocabulary_size": vocabulary_size,
         **{key: found[key] for key in ("width", "depth", "heads", "blocks", "convolution", "post_blocks_norm")},
         "projection_block": found.get("projection_block", 4),
-        "expansion": expansion_of(found["inner"], found["width"], told),
+        "expansion": expansion_of(found.get("inner"), found["width"], told),
         "feed_forward_width": gelu_width(found),
         "bias": found.get("bias", False),
         "norm_offset": True,
@@ -111,8 +113,8 @@ def check(settings: Mapping[str, Any], found: Mapping[str, Any], vocabulary_size
         raise InputError(f"The configuration's {key!r} is {value!r}, and the weights have {seen!r}.")
 
 
-def config_out(config: XLSTMConfig, *, tied: bool, context: int) -> dict[str, Any]:
-    """Return the package's configuration of a model, for its "vanilla" cells.
+def config_out(config: XLSTMConfig, *, tied: bool, context: int, cells: str) -> dict[str, Any]:
+    """Return the package's configuration of a model, whose sLSTM cells are to be of the backend ``cells``.
 
     Raises:
         ConfigError: a model that the package cannot hold.
@@ -132,7 +134,7 @@ def config_out(config: XLSTMConfig, *, tied: bool, context: int) -> dict[str, An
         "round_proj_up_to_multiple_of": 64,
     }
     slstm = {
-        "backend": CELLS,
+        "backend": cells,
         "num_heads": config.heads,
         "conv1d_kernel_size": config.convolution,
         "bias_init": "powerlaw_blockdependent",
@@ -192,39 +194,34 @@ def plain_head(head: Mapping[str, Any], *, tied: bool = True) -> bool:
     return bool(head.get("tied"))
 
 
-def context_of(parts: Parts, default: int = 1024) -> int:
-    """Return the context length that their classes want to be told; ours has no end."""
-    recipe = (parts.get("card") or {}).get("recipe") or {}
-    context: int = recipe.get("context", default)
-    return context
+def _config_out(parts: Parts, cells: str) -> dict[str, Any]:
+    return config_out(xlstm_of(parts), tied=plain_head(parts["head"]), context=trained_context(parts), cells=cells)
 
 
-def _config_out(parts: Parts) -> dict[str, Any]:
-    return config_out(xlstm_of(parts), tied=plain_head(parts["head"]), context=context_of(parts))
-
-
-def _table(parts: Parts) -> list[Entry]:
-    return xlstm_entries(parts, cells=cells_of(parts))
-
-
-def cells_of(parts: Parts, default: str = CELLS) -> str:
+def cells_of(parts: Parts, default: str) -> str:
     """Return the layout of the sLSTM cells of a checkpoint that was read, or the one to write."""
     cells: str = parts.get("foreign", {}).get("cells", default)
     return cells
 
 
-XLSTM_PACKAGE = CheckpointFormat(
-    name="xlstm",
-    title="xLSTMLMModel of the xlstm package (NX-AI)",
-    recognise=_recognise,
-    config_in=_config_in,
-    config_out=_config_out,
-    table=_table,
-    canonical=canonical,
-    copies=lambda parts: {"lm_head.weight": "token_embedding.weight"} if parts["head"].get("tied") else {},
-    files=lambda config, tensors: {"config.yaml": config, "model.pt": tensors},
-    files_out=tokenizer_out,
-)
+def _format(name: str, title: str, cells: str, recognise: Recognise) -> CheckpointFormat:
+    return CheckpointFormat(
+        name=name,
+        title=title,
+        recognise=recognise,
+        config_in=_config_in,
+        config_out=partial(_config_out, cells=cells),
+        table=lambda parts: xlstm_entries(parts, cells=cells_of(parts, cells)),
+        canonical=canonical,
+        copies=lambda parts: {"lm_head.weight": "token_embedding.weight"} if parts["head"].get("tied") else {},
+        files=lambda config, tensors: {"config.yaml": config, "model.pt": tensors},
+        files_out=tokenizer_out,
+    )
+
+
+XLSTM_PACKAGE = _format("xlstm", "xLSTMLMModel of the xlstm package (NX-AI)", CELLS, _recognise)
+# To be asked for when writing; either reads both.
+XLSTM_CUDA = _format("xlstm-cuda", "the same, for its sLSTM cells on a GPU", "cuda", lambda config, names: False)
 
 
 def from_block_stack(weights: Mapping[str, Tensor], *, vocabulary_size: int = 1) -> XLSTM:
@@ -258,6 +255,6 @@ def to_block_stack(network: XLSTM, *, cells: str = CELLS) -> dict[str, Tensor]:
     Raises:
         ConfigError: blocks that the package has not.
     """
-    config_out(network.config, tied=False, context=1)  # refuses them
+    config_out(network.config, tied=False, context=1, cells=cells)  # refuses them
     own = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
     return to_theirs(stack_entries(network.config, "", cells=cells), own)

@@ -80,14 +80,14 @@ def has_stack(names: Collection[str]) -> bool:
 
 
 def structure(shapes: Shapes, stack: str) -> dict[str, Any]:
-    """Return what the shapes say of the blocks: values of an ``XLSTMConfig``.
+    """Return what the shapes say of the blocks, in the words of an ``XLSTMConfig``.
 
     Raises:
         InputError: blocks that differ where ours cannot, or a tensor that every block has is missing.
     """
     wrap = ".submodule" if f"{stack}blocks.0.xlstm_norm.submodule.weight" in shapes else ""
     kinds: list[str] = []
-    seen: dict[str, list[Any]] = {"heads": [], "convolution": []}
+    seen: dict[str, list[Any]] = {}
     while (norm := f"{stack}blocks.{len(kinds)}.xlstm_norm{wrap}.weight") in shapes:
         block = norm.removesuffix(f"xlstm_norm{wrap}.weight")
         cell = f"{block}xlstm{wrap}."
@@ -95,18 +95,12 @@ def structure(shapes: Shapes, stack: str) -> dict[str, Any]:
         describe = _slstm if kinds[-1] == "slstm" else _mlstm
         for key, value in describe(shapes, block, cell, wrap):
             seen.setdefault(key, []).append(value)
-    values = {key: found[0] for key, found in seen.items() if found}
-    differing = [key for key, found in seen.items() if key != "inner" and len(set(found)) > 1]
-    if differing:
-        raise InputError(
-            f"Blocks with unequal {' and '.join(differing)} ({seen[differing[0]]}) cannot be one backbone."
-        )
-    inner = seen.get("inner", [])
-    width = shapes[f"{stack}blocks.0.xlstm_norm{wrap}.weight"][0]
+    for key, found in seen.items():
+        if len(set(found)) > 1:
+            raise InputError(f"Blocks with unequal {key} ({found}) cannot be one backbone.")
     return {
-        **{key: value for key, value in values.items() if key != "inner"},
-        "inner": tuple(inner),
-        "width": width,
+        **{key: found[0] for key, found in seen.items()},
+        "width": shapes[f"{stack}blocks.0.xlstm_norm{wrap}.weight"][0],
         "depth": len(kinds),
         "blocks": kinds[0] if len(set(kinds)) == 1 else kinds,
         "post_blocks_norm": f"{stack}post_blocks_norm{wrap}.weight" in shapes,
@@ -148,23 +142,17 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     return shapes[name]
 
 
-def expansion_of(inner: tuple[int, ...], width: int, told: float | int) -> float | list[float]:
-    """Return the ``expansion`` that gives these inner widths: ``told`` where it does.
+def expansion_of(inner: int | None, width: int, told: float | int) -> float | int:
+    """Return the ``expansion`` that gives an inner width: ``told`` where it does, or where there is no such width.
 
     Raises:
-        InputError: a width that no expansion gives, because ours are multiples of 64.
+        InputError: no expansion gives it, because ours are multiples of 64.
     """
-    odd = [value for value in inner if value % ROUNDING]
-    if odd:
-        raise InputError(f"The inner width {odd[0]} is no multiple of {ROUNDING}, as ours are.")
-    factors = [_factor(value, width, told) for value in inner]
-    if not factors:
+    if inner is None:
         return told
-    return factors[0] if len(set(factors)) == 1 else factors
-
-
-def _factor(inner: int, width: int, told: float | int) -> float:
-    candidates = (float(told), inner / width, (inner - 1) / width)  # the last where the quotient rounds up
+    if inner % ROUNDING:
+        raise InputError(f"The inner width {inner} is no multiple of {ROUNDING}, as ours are.")
+    candidates = (told, inner / width, (inner - 1) / width)  # the last where the quotient rounds up
     return next(factor for factor in candidates if round_up(factor * width, ROUNDING) == inner)
 
 

@@ -15,8 +15,8 @@ from ...errors import ConfigError, InputError
 from ..xlstm_config import XLSTMConfig
 from .table import Checkpoint, CheckpointFormat, Entry, Parts, entries, reshaped, rows, setting
 from .tokenizers import tokenizer_of_files
-from .values import refuse
-from .xlstm import context_of, tokenizer_in, tokenizer_out
+from .values import refuse, trained_context
+from .xlstm import tokenizer_in, tokenizer_out
 from .xlstm_keys import xlstm_of
 
 READABLE = {"use_bias": (False,), "v_dim_factor": (1,), "quantization_config": ()}
@@ -176,7 +176,7 @@ def _hf_out(parts: Parts) -> dict[str, Any]:
         **_values_out(parts),
         **_kernels("inference"),
         "tie_word_embeddings": False,
-        "max_inference_chunksize": max(16384, context_of(parts)),
+        "max_inference_chunksize": max(16384, trained_context(parts)),
     }
 
 

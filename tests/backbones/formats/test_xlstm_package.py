@@ -192,7 +192,7 @@ def rebuilt(config):
 
 
 @torch.no_grad()
-def test_cuda_cells_are_told_by_the_shape_of_their_kernel():
+def test_cuda_cells_are_told_by_the_shape_of_their_kernel(tmp_path):
     from xlstm.blocks.slstm.cell import sLSTMCell_cuda, sLSTMCellConfig
 
     theirs = theirs_of("mixed")
@@ -213,6 +213,11 @@ def test_cuda_cells_are_told_by_the_shape_of_their_kernel():
     written = to_theirs(XLSTM_PACKAGE.table(parts), ours.state_dict())
     for key, tensor in weights.items():
         assert torch.equal(written[key], tensor), key
+    ours.save(tmp_path, format="xlstm-cuda")
+    kept = torch.load(tmp_path / "model.pt", weights_only=True)
+    for key, tensor in weights.items():
+        assert torch.equal(kept[key], tensor), key
+    assert "backend: cuda" in (tmp_path / "config.yaml").read_text()
 
 
 def test_the_gate_named_forget_feeds_the_input_gate():
@@ -265,7 +270,7 @@ def test_shapes_that_are_not_ours_are_refused():
     for name, shape, match in [
         ("xlstm_block_stack.blocks.0.xlstm.slstm_cell._recurrent_kernel_", (4, 8, 8), "_recurrent_kernel_"),
         ("xlstm_block_stack.blocks.1.xlstm.mlstm_cell.igate.weight", (2, 192), "heads"),
-        ("xlstm_block_stack.blocks.1.xlstm.proj_down.weight", (32, 96), "inner width 96"),
+        ("xlstm_block_stack.blocks.1.xlstm.proj_down.weight", (32, 96), "inner"),
     ]:
         checkpoint, _ = checkpoint_of(theirs)
         with pytest.raises(InputError, match=match):
@@ -325,3 +330,38 @@ def test_a_folder_is_loaded_and_written_back(name, tmp_path, same):
     assert (ours(PackedBatch.from_sequences([tokens[0]]))[0] - again(tokens)[0]).abs().max() <= 1e-4
     ours.save(tmp_path / "own")
     same(dict(load(tmp_path / "own").state_dict()), dict(ours.state_dict()))
+
+
+@torch.no_grad()
+def test_weights_without_a_configuration_are_enough(tmp_path, same):
+    theirs = theirs_of("mixed")
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    ours, _ = read(*checkpoint_of(theirs))
+    found = load(tmp_path / "weights.pt")
+    assert found.backbone.config == ours.backbone.config
+    same(dict(found.state_dict()), dict(ours.state_dict()))
+    assert found.tokenizer.encode("3 10 0").tolist() == [3, 10, 0]
+    assert found.tokenizer.decode([3, 10, 0]) == "3 10 0"
+    for record, position in [("3 11", 2), ("x", 1), ([1, 2, -1], 3)]:
+        with pytest.raises(InputError) as error:
+            found.tokenizer.encode(record)
+        assert error.value.position == position
+
+
+def test_factors_give_the_widths_that_they_stand_for():
+    from processive.backbones.formats.dna_xlstm import _rounded_down
+    from processive.backbones.formats.xlstm import feed_forward
+    from processive.backbones.formats.xlstm_keys import expansion_of
+    from processive.backbones.formats.xlstm_large import _share
+
+    for width in range(4, 1200, 4):
+        for inner in (64, 128, 448, 1024):
+            expansion = expansion_of(inner, width, 2.0)
+            assert XLSTMConfig(9, width, 1, heads=1, expansion=expansion).inner_width(0) == inner
+            assert int(_rounded_down(inner, width, 64) * width / 64) * 64 == inner
+        for inner in (width - 1, width + 3, 3 * width + 1):
+            config = XLSTMConfig(9, width, 1, heads=1, blocks="slstm", feed_forward_width=inner)
+            assert FeedForwardConfig(**feed_forward(config), embedding_dim=width)._proj_up_dim == inner
+            assert int(_share(inner, width, 0.5) * width) == inner
+    with pytest.raises(InputError, match="inner width 96"):
+        expansion_of(96, 48, 2.0)
