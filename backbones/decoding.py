@@ -1,9 +1,9 @@
-"""Decoding: one token of each sequence through a NeurIPS mLSTM block, natively.
+"""Decoding: one token of each sequence through an mLSTM block, natively.
 
-The mathematics is that of ``MLSTMBlock.forward``. Its dozens of small tensors cost more than the reading of the weights
-when there is one token, and go over the matrix memory more often than needed when there are many. What is not a plain
-block of float32 on a CPU, or records gradients, goes the ordinary way; ``kernels.chosen_backend("decoding")`` tells
-whether there is another.
+The mathematics is that of ``MLSTMBlock.forward`` and ``CappedMLSTMBlock.forward``. Their dozens of small tensors cost
+more than the reading of the weights when there is one token, and go over the matrix memory more often than needed when
+there are many. What is not a plain block of float32 on a CPU, or records gradients, goes the ordinary way;
+``kernels.chosen_backend("decoding")`` tells whether there is another.
 
 Floor per token: every weight read once, 4 bytes each (2 in bfloat16), and each sequence's C read and written.
 """
@@ -19,11 +19,21 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..kernels import MLSTMState, chosen_backend
+from ..kernels import MLSTMState, activation, chosen_backend, rms_norm
+from ..kernels.capped_step import CappedWeights, capped_block_step, capped_mixer_step
 from ..kernels.rows import FEW
 from ..kernels.step import BlockWeights, mlstm_block_step, mlstm_mixer_step
 from ..sequences import PackedBatch
-from .layers import BlockLinear, CausalConvolution, HeadNorm, Linear, OffsetLayerNorm, apply_linear
+from .layers import (
+    BlockLinear,
+    CausalConvolution,
+    FeedForward,
+    HeadNorm,
+    Linear,
+    OffsetLayerNorm,
+    RMSNorm,
+    apply_linear,
+)
 from .state import ConvolvedState
 
 _PARTS = (  # of a plain block; an adapter, a parametrisation or a hook makes it another
@@ -35,6 +45,14 @@ _PARTS = (  # of a plain block; an adapter, a parametrisation or a hook makes it
     ("value", (BlockLinear,)),
     ("gates", (nn.Linear,)),
     ("head_norm", (HeadNorm,)),
+)
+_CAPPED_PARTS = (
+    ("norm", RMSNorm),
+    ("query_key_value_output", Linear),
+    ("gates", nn.Linear),
+    ("head_norm", HeadNorm),
+    ("out", Linear),
+    ("feed_forward_norm", RMSNorm),
 )
 
 
@@ -49,11 +67,21 @@ def decodes(x: Float[Tensor, "tokens width"], batch: PackedBatch) -> bool:
 
 def decode(
     block: nn.Module, x: Float[Tensor, "sequences width"], context: Any, state: Any, *, reuse_state: bool
-) -> tuple[Float[Tensor, "sequences width"], ConvolvedState] | None:
+) -> tuple[Float[Tensor, "sequences width"], Any] | None:
     """Return the residual stream after a block and the block's new state; None where it must go the ordinary way.
 
     ``context`` is that of the batch, ``state`` the block's own.
     """
+    if not hasattr(block, "decoding") or block.training or _hooked(block):
+        return None
+    if "query_key_value_output" in block._modules:
+        return _decode_capped(block, x, state, reuse_state)
+    return _decode(block, x, context, state, reuse_state)
+
+
+def _decode(
+    block: Any, x: Tensor, context: Any, state: ConvolvedState, reuse_state: bool
+) -> tuple[Tensor, ConvolvedState] | None:
     known = _known(block)
     if known is None:
         return None
@@ -87,7 +115,7 @@ def decode(
             table=table,
             reuse_state=reuse_state,
         )
-        x = x + apply_linear(mixed, weights.down, weights.down_bias)
+        x = apply_linear(mixed, weights.down, weights.down_bias, residual=x)
     past, *cell = after
     return x, ConvolvedState(MLSTMState(*cell), past)
 
@@ -113,13 +141,11 @@ def _known(block: Any) -> _Known | None:
 
     What was found is kept on the block, for as long as nothing has moved.
     """
-    if not hasattr(block, "decoding") or block.training or block._forward_hooks or block._forward_pre_hooks:
-        return None
     modules = block._modules
     found: list[Any] = []
     for name, kinds in _PARTS:
         module = modules[name]
-        if type(module) not in kinds or module._forward_hooks or module._forward_pre_hooks:
+        if type(module) not in kinds or _hooked(module):
             return None
         found += (module._parameters["weight"], module._parameters.get("bias"))
     found[-1] = block._parameters["skip"]  # in place of the head norm's bias: it has none
@@ -139,6 +165,70 @@ def _known(block: Any) -> _Known | None:
         known = _Known(weights, weights.table(), *eps, addresses, offsets, frequencies)
         block.decoding = known
     return known
+
+
+def _decode_capped(block: Any, x: Tensor, state: MLSTMState, reuse_state: bool) -> tuple[Tensor, MLSTMState] | None:
+    """The same for an xLSTM-7B block."""
+    known = _known_capped(block)
+    if known is None:
+        return None
+    weights, table, _ = known
+    C, n, m = (_laid_out(part) for part in state)
+    cap, eps, head_eps = float(block.cap or 0), block.norm.eps, block.head_norm.eps
+    if x.shape[0] <= FEW:
+        x, after = capped_block_step(
+            x, weights, state=(C, n, m), cap=cap, eps=eps, head_eps=head_eps, table=table, reuse_state=reuse_state
+        )
+        return x, MLSTMState(*after)
+    normed = rms_norm(x, weights.norm, eps)
+    maps = apply_linear(normed, weights.maps, weights.maps_bias)
+    mixed, after = capped_mixer_step(
+        maps, normed, weights, state=(C, n, m), cap=cap, head_eps=head_eps, table=table, reuse_state=reuse_state
+    )
+    x = apply_linear(mixed, weights.out, weights.out_bias, residual=x)
+    up = apply_linear(rms_norm(x, weights.feed_forward_norm, eps), weights.up, weights.up_bias)
+    x = apply_linear(activation(up, "swiglu"), weights.down, weights.down_bias, residual=x)
+    return x, MLSTMState(*after)
+
+
+class _KnownCapped(NamedTuple):
+    """What is known of an xLSTM-7B block whose parameters lie at ``addresses``."""
+
+    weights: CappedWeights
+    table: NDArray[np.int64]
+    addresses: list[int]
+
+
+def _known_capped(block: Any) -> _KnownCapped | None:
+    """As ``_known``, of an xLSTM-7B block; its norms' weights must be stored as they are."""
+    modules, found = block._modules, {}
+    for name, kind in _CAPPED_PARTS:
+        module = modules[name]
+        if type(module) is not kind or _hooked(module):
+            return None
+        found[name] = module
+    feed_forward = modules["feed_forward"]
+    inside = [feed_forward._modules[name] for name in ("up", "down")]
+    if type(feed_forward) is not FeedForward or any(type(m) is not Linear or _hooked(m) for m in inside):
+        return None
+    if _hooked(feed_forward) or found["head_norm"].offset:
+        return None
+    norm, maps, gates, head_norm, out, feed_forward_norm = found.values()
+    tensors = [norm.weight, maps.weight, maps.bias, gates.weight, gates.bias, head_norm.weight, out.weight, out.bias]
+    tensors += [feed_forward_norm.weight, *(tensor for m in inside for tensor in (m.weight, m.bias))]
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    known: _KnownCapped | None = block.decoding
+    if known is None or known.addresses != addresses:
+        weights = CappedWeights(*tensors)
+        if not weights.readable():
+            return None
+        known = block.decoding = _KnownCapped(weights, weights.table(), addresses)
+    return known
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Tell whether others see, and may change, what goes in and out."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _frequencies(block: Any) -> NDArray[np.float64] | None:

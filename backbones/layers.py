@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..kernels import block_linear, causal_conv1d, head_norm, linear, linear_rows
+from ..kernels import activation as apply_activation
+from ..kernels import block_linear, causal_conv1d, fused_linear, head_norm, linear, linear_rows, rms_norm
+from ..kernels.rows import FEW
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "swiglu": F.silu,
-    "geglu": F.gelu,
-    "gelu": F.gelu,
-    "relu": F.relu,
-}
+ACTIVATIONS = ("swiglu", "geglu", "gelu", "relu")
 GATED = ("swiglu", "geglu")
 
 
@@ -40,13 +36,29 @@ def wang_init_(weight: Tensor, width: int, depth: int) -> None:
 
 
 def apply_linear(
-    x: Float[Tensor, "tokens inputs"], weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None
+    x: Float[Tensor, "tokens inputs"],
+    weight: Float[Tensor, "outputs inputs"],
+    bias: Float[Tensor, " outputs"] | None,
+    *,
+    activation: str | None = None,
+    residual: Float[Tensor, "tokens outputs"] | None = None,
 ) -> Float[Tensor, "tokens outputs"]:
-    """Linear map by the fastest path, also by a weight narrower than ``x`` (see ``models.load``).
+    """``act(x W^T + bias) + residual`` by the fastest path, also by a weight narrower than ``x`` (see ``models.load``).
 
     On a CPU autocast to bfloat16 means bfloat16 operands and float32 results.
     """
     autocast = torch.is_autocast_enabled(x.device.type)
+    if x.is_cpu and not autocast and weight.dtype in (x.dtype, torch.bfloat16):
+        if len(x) > FEW:
+            return fused_linear(x, weight, bias, activation=activation, residual=residual)
+        if activation is None and not torch.is_grad_enabled():
+            return linear_rows(x, weight, bias, residual=residual)
+    y = _mapped(x, weight, bias, autocast=autocast)
+    y = y if activation is None else apply_activation(y, activation)
+    return y if residual is None else residual + y
+
+
+def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None, *, autocast: bool) -> Tensor:
     if weight.dtype != x.dtype and not autocast:
         return linear_rows(x, weight, bias)
     if x.device.type != "cpu":
@@ -61,9 +73,21 @@ def apply_linear(
 class Linear(nn.Linear):
     """``nn.Linear`` by ``apply_linear``."""
 
-    def forward(self, input: Float[Tensor, "tokens inputs"]) -> Float[Tensor, "tokens outputs"]:
-        """Map each token."""
-        return apply_linear(input, self.weight, self.bias)
+    def forward(
+        self,
+        input: Float[Tensor, "tokens inputs"],
+        *,
+        activation: str | None = None,
+        residual: Float[Tensor, "tokens outputs"] | None = None,
+    ) -> Float[Tensor, "tokens outputs"]:
+        """Map each token; ``activation`` and ``residual`` are what comes behind, done at once where that is quicker."""
+        return apply_linear(input, self.weight, self.bias, activation=activation, residual=residual)
+
+
+def added(layer: nn.Module, x: Float[Tensor, "tokens inputs"], residual: Float[Tensor, "tokens outputs"]) -> Tensor:
+    """Return ``residual + layer(x)``, at once where ``layer`` is a linear map as it stands and no adapter of one."""
+    y: Tensor = layer(x, residual=residual) if type(layer) is Linear else residual + layer(x)
+    return y
 
 
 def linear_in(width: int, out: int, *, bias: bool) -> Linear:
@@ -98,6 +122,14 @@ class OffsetLayerNorm(nn.LayerNorm):
         return F.layer_norm(input, self.normalized_shape, self.weight + 1, self.bias, self.eps)
 
 
+class RMSNorm(nn.RMSNorm):
+    """``nn.RMSNorm`` by the quickest kernel."""
+
+    def forward(self, x: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens width"]:
+        """Normalise each token."""
+        return rms_norm(x, self.weight, self.eps or 0.0)
+
+
 class OffsetRMSNorm(nn.RMSNorm):
     """An RMSNorm whose weight is stored minus one."""
 
@@ -107,7 +139,7 @@ class OffsetRMSNorm(nn.RMSNorm):
 
     def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
         """Normalise each token."""
-        return F.rms_norm(x, self.normalized_shape, self.weight + 1, self.eps)
+        return rms_norm(x, self.weight + 1, self.eps or 0.0)
 
 
 def make_norm(kind: str, width: int, eps: float | int, *, bias: bool = False, offset: bool = False) -> nn.Module:
@@ -121,7 +153,7 @@ def make_norm(kind: str, width: int, eps: float | int, *, bias: bool = False, of
     if kind == "layer":
         return (OffsetLayerNorm if offset else nn.LayerNorm)(width, eps, bias=bias)
     if kind == "rms":
-        return (OffsetRMSNorm if offset else nn.RMSNorm)(width, eps)
+        return (OffsetRMSNorm if offset else RMSNorm)(width, eps)
     raise ConfigError(f"No norm is called {kind!r}: 'layer' or 'rms'.")
 
 
@@ -190,15 +222,16 @@ class FeedForward(nn.Module):
         self.up = linear_in(width, inner * (2 if activation in GATED else 1), bias=bias)
         self.down = linear_out(inner, width, depth, bias=bias)
 
-    def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
-        """Apply to each token."""
-        act, inner = ACTIVATIONS[self.activation], self.up(x)
-        if self.activation in GATED:
-            gate, up = inner.chunk(2, dim=-1)
-            inner = act(gate) * up
+    def forward(
+        self, x: Float[Tensor, "tokens width"], residual: Float[Tensor, "tokens width"] | None = None
+    ) -> Float[Tensor, "tokens width"]:
+        """Apply to each token, and add ``residual``."""
+        if self.activation == "gelu" and type(self.up) is Linear:
+            inner = self.up(x, activation="gelu")
         else:
-            inner = act(inner)
-        out: Tensor = self.down(inner)
+            inner = self.up(x)
+            inner = F.relu(inner) if self.activation == "relu" else apply_activation(inner, self.activation)
+        out: Tensor = self.down(inner) if residual is None else added(self.down, inner, residual)
         return out
 
 

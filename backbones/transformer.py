@@ -15,7 +15,7 @@ from ..kernels import attention, rotary
 from ..kernels.packing import gate_dtype
 from ..sequences import PackedBatch
 from .backbone import Backbone, Memory
-from .layers import FeedForward, linear_in, linear_out, make_norm, small_init_
+from .layers import FeedForward, added, linear_in, linear_out, make_norm, small_init_
 from .state import BackboneState, KeyValueCache, Layout
 from .transformer_config import TransformerConfig
 
@@ -69,12 +69,13 @@ class TransformerBlock(nn.Module):
         """Return the residual stream after the block and, when asked, the keys and values that later tokens see."""
         read, skip = self._read(x, self.norm)
         mixed, new = self._attend(read, context, state, return_state)
-        x = self._add(skip, mixed, self.norm)
+        x = self._add(skip, self.out, mixed, self.norm)
         if context.memory is not None:
             read, skip = self._read(x, self.cross_norm)
-            x = self._add(skip, self._attend_to(read, context.memory, context.cu_seqlens), self.cross_norm)
+            mixed = self._attend_to(read, context.memory, context.cu_seqlens)
+            x = self._add(skip, self.cross_out, mixed, self.cross_norm)
         read, skip = self._read(x, self.feed_forward_norm)
-        return self._add(skip, self.feed_forward(read), self.feed_forward_norm), new
+        return self._add(skip, self.feed_forward, read, self.feed_forward_norm), new
 
     def _read(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
         """Return what a part of the block reads, and what its output is added to."""
@@ -83,12 +84,17 @@ class TransformerBlock(nn.Module):
         normed = norm(x)
         return normed, normed if self.config.norm_placement == "deep" else x
 
-    def _add(self, skip: Tensor, output: Tensor, norm: nn.Module) -> Tensor:
-        """Return the stream with a part's output added."""
-        c, output = self.config, self.dropout(output)
-        if c.residual_scale != 1:
-            output = output * c.residual_scale
-        x: Tensor = (skip if c.skip_scale == 1 else skip * c.skip_scale) + output
+    def _add(self, skip: Tensor, layer: nn.Module, mixed: Tensor, norm: nn.Module) -> Tensor:
+        """Return the stream with the output of a part's last layer added."""
+        c = self.config
+        skip = skip if c.skip_scale == 1 else skip * c.skip_scale
+        x: Tensor
+        if c.residual_scale != 1 or (c.dropout and self.training):
+            x = skip + self.dropout(layer(mixed)) * c.residual_scale
+        elif layer is self.feed_forward:
+            x = layer(mixed, skip)
+        else:
+            x = added(layer, mixed, skip)
         return norm(x) if c.norm_placement == "post" else x
 
     def _attend(
@@ -112,14 +118,14 @@ class TransformerBlock(nn.Module):
             window=c.window,
             prefix=context.prefix,
         )
-        output: Tensor = self.out(mixed.flatten(1))
+        mixed = mixed.flatten(1)
         if not return_state:
-            return output, None
+            return mixed, None
         if c.window is not None and seen.lengths is None:
             seen = seen.last(c.window - 1)
         elif state is None:
             seen = KeyValueCache(k.contiguous(), v.contiguous(), seen.cu_seqlens)  # not in one memory with q
-        return output, seen
+        return mixed, seen
 
     def _heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Return q and k as they are compared, and v."""
@@ -163,8 +169,7 @@ class TransformerBlock(nn.Module):
         q = self.cross_query(x).unflatten(1, (-1, c.head_dim))
         k, v = self.cross_key_value(memory.hidden).unflatten(1, (-1, c.head_dim)).chunk(2, dim=1)
         mixed = attention(q, k, v, cu_seqlens=cu_seqlens, cu_seqlens_k=memory.cu_seqlens, causal=False)
-        output: Tensor = self.cross_out(mixed.flatten(1))
-        return output
+        return mixed.flatten(1)
 
 
 class Transformer(Backbone):

@@ -16,6 +16,7 @@ from .layers import (
     CausalConvolution,
     FeedForward,
     HeadNorm,
+    added,
     float32_linear,
     linear_in,
     linear_out,
@@ -81,7 +82,8 @@ class MLSTMBlock(nn.Module):
             skipped = [torch.addcmul(self.head_norm(h), self.skip, convolved) for h, convolved, _ in ways]
             mixed, new = summed(skipped) * F.silu(gate), ways[-1][2]
         if not self.tied:
-            return x + self.dropout(self.down(mixed)), new
+            dropped = self.training and self.dropout.p
+            return x + self.dropout(self.down(mixed)) if dropped else added(self.down, mixed, x), new
         out = self.down(mixed)  # behind the cells all is linear: only the residual and the bias come twice
         return 2 * x + self.dropout(out if self.down.bias is None else out + self.down.bias), new
 
@@ -213,6 +215,7 @@ class CappedMLSTMBlock(nn.Module):
         width, heads, qk = config.width, config.heads, config.qk_width
         eps, offset = config.eps("mlstm-7b"), config.norm_offset
         self.heads, self.cap = heads, config.gate_cap
+        self.decoding: Any = None  # what decoding.py knows of the parameters below
         self.reverses, self.tied = config.reverses(index), config.direction == "tied"
         self.parts = (qk, qk, width, width)
         self.norm = make_norm("rms", width, eps, offset=offset)
@@ -233,6 +236,10 @@ class CappedMLSTMBlock(nn.Module):
         q, k, v, o = self.query_key_value_output(normed).split(self.parts, dim=-1)
         gates = soft_cap(float32_linear(normed, self.gates.weight, self.gates.bias), self.cap)
         run = partial(run_mlstm, cu_seqlens=context.cu_seqlens, state=state, return_state=return_state)
+        if len(self.reverses) == 1:
+            h, new = run(q, k, v, gates, heads=self.heads, reverse=self.reverses[0])
+            norm = self.head_norm
+            return self._fed(x, gated_norm(h, norm.scale, o, activation="sigmoid", eps=norm.eps)), new
         mixed, new = [], None
         for reverse in self.reverses:
             h, new = run(q, k, v, gates, heads=self.heads, reverse=reverse)
@@ -241,9 +248,13 @@ class CappedMLSTMBlock(nn.Module):
         return summed([self._fed(x, gate * part) for part in (mixed if self.tied else [summed(mixed)])]), new
 
     def _fed(self, x: Hidden, mixed: Hidden) -> Hidden:
-        x = x + self.dropout(self.out(mixed))
-        out: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        return x + out
+        if self.training and self.dropout.p:
+            x = x + self.dropout(self.out(mixed))
+            out: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+            return x + out
+        x = added(self.out, mixed, x)
+        fed: Hidden = self.feed_forward(self.feed_forward_norm(x), x)
+        return fed
 
 
 def gate_linear(width: int, heads: int) -> nn.Linear:

@@ -30,6 +30,8 @@ _BACKENDS: dict[str, tuple[str, ...]] = {  # the preferred one first
     "linear": ("native", "onednn", "torch"),
     "block_linear": ("native", "torch"),
     "gated_norm": ("native", "torch"),
+    "activation": ("native", "torch"),
+    "rms_norm": ("native", "torch"),
     "decoding": ("native", "torch"),  # one token of each sequence through a block, see backbones.decoding
 }
 

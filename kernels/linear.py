@@ -1,6 +1,7 @@
 """Linear maps: torch's own, or on a CPU the native matrix product or oneDNN's where that is quicker.
 
     y = x W^T + b          dx = dy W          dW = dy^T x          db = sum of dy
+    fused_linear: act(x W^T + b) + residual, in one pass where no gradient is recorded
 
 Float32 is exact float32. With ``precision="bf16"`` the operands of all three products are rounded to bfloat16, their
 sums, y and the gradients stay float32, and so do the weights.
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from . import native
+from .activation import activation as apply_activation
 from .backends import available_backends, choose_backend
+from .packing import expect_shape
 
 FEW_TOKENS = 128  # fewer: packing the weights costs more than it saves
 
@@ -44,9 +47,7 @@ def linear(
         ConfigError: unknown ``precision`` or ``backend``.
     """
     outputs, inputs = weight.shape
-    if x.shape[-1] != inputs or (bias is not None and bias.shape != (outputs,)):
-        got = tuple(x.shape), tuple(weight.shape), None if bias is None else tuple(bias.shape)
-        raise ShapeError("x, weight, bias", got, "[..., inputs], [outputs, inputs], [outputs]")
+    _expect(x, weight, bias)
     if precision not in ("float32", "bf16"):
         raise ConfigError(f"The precision of a linear map is 'float32' or 'bf16', not {precision!r}.")
     operands = torch.bfloat16 if precision == "bf16" else x.dtype
@@ -69,6 +70,54 @@ def linear(
     return y.view(*x.shape[:-1], outputs)
 
 
+def fused_linear(
+    x: Float[Tensor, "tokens inputs"],
+    weight: Float[Tensor, "outputs inputs"],
+    bias: Float[Tensor, " rows"] | None = None,
+    *,
+    activation: str | None = None,
+    residual: Float[Tensor, "tokens outputs"] | None = None,
+    precision: str = "float32",
+) -> Float[Tensor, "tokens outputs"]:
+    """Return ``act(x W^T + b) + residual``, where ``activation`` is None or ``"gelu"``.
+
+    The native product adds, activates and adds again while its sums lie in cache; where it does not serve, or gradients
+    are recorded, it is one thing after the other. ``weight`` may be bfloat16, which asks for ``precision="bf16"``.
+
+    Raises:
+        ShapeError, ConfigError: as ``linear``.
+    """
+    _expect(x, weight, bias)
+    if residual is not None:
+        expect_shape("residual", residual, (len(x), len(weight)))
+    if activation not in (None, "gelu"):
+        raise ConfigError(f"The activation of a linear map is None or 'gelu', not {activation!r}.")
+    narrow = weight.dtype == torch.bfloat16 and x.dtype == torch.float32
+    operands = torch.bfloat16 if narrow or precision == "bf16" else x.dtype
+    others = [x, *(t for t in (bias, residual) if t is not None)]
+    fits = all(t.dtype == torch.float32 for t in others) and (narrow or weight.dtype == torch.float32)
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (weight, *others))
+    served = not recorded and len(x) >= FEW_TOKENS and choose_backend("linear", "auto", x.device, operands) == "native"
+    if served and fits and weight.numel() and not (narrow and (weight.shape[1] % 2 or not weight.is_contiguous())):
+        bf16 = operands == torch.bfloat16
+        return _native_product(_strided(x), _strided(weight), bias, bf16, gelu=activation == "gelu", residual=residual)
+    if narrow:
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.linear(x.bfloat16(), weight).float()
+        y = y if bias is None else y + bias
+    else:
+        y = linear(x, weight, bias, precision=precision)
+    y = y if activation is None else apply_activation(y, activation)
+    return y if residual is None else y + residual
+
+
+def _expect(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    outputs, inputs = weight.shape
+    if x.shape[-1] != inputs or (bias is not None and bias.shape != (outputs,)):
+        got = tuple(x.shape), tuple(weight.shape), None if bias is None else tuple(bias.shape)
+        raise ShapeError("x, weight, bias", got, "[..., inputs], [outputs, inputs], [outputs]")
+
+
 def _torch(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         if precision == "float32":
@@ -83,7 +132,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, precision: str) -> Tensor:
         product = _native_product if backend == "native" else _onednn_product
-        return product(_strided(x), _strided(weight), bias, precision)
+        return product(_strided(x), _strided(weight), bias, precision == "bf16")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -108,19 +157,28 @@ def _strided(x: Tensor) -> Tensor:
     return x if 1 in x.stride() else x.contiguous()
 
 
-def _native_product(a: Tensor, b: Tensor, bias: Tensor | None, precision: str) -> Tensor:
-    """``a b^T + bias``; both may be transposed views."""
+def _native_product(
+    a: Tensor, b: Tensor, bias: Tensor | None, bf16: bool, *, gelu: bool = False, residual: Tensor | None = None
+) -> Tensor:
+    """``act(a b^T + bias) + residual``; ``a`` and ``b`` may be transposed views, or bfloat16 with rows of pairs."""
     (m, k), n = a.shape, len(b)
-    c = native.empty(m, n) if bias is None else bias.repeat(m, 1)  # never bias itself: the product is added to it
-    product = native.function("matrix_product", "iii pii pii pii", "bfloat16" if precision == "bf16" else None)
-    a_at, b_at = (a.data_ptr(), *a.stride()), (b.data_ptr(), b.stride(1), b.stride(0))
-    product(m, n, k, *a_at, *b_at, c.data_ptr(), n, bias is not None)
+    c, narrow = native.empty(m, n), (a.dtype == torch.bfloat16, b.dtype == torch.bfloat16)
+    bias = None if bias is None else bias.contiguous()
+    if residual is not None and residual.stride(1) != 1:
+        residual = residual.contiguous()
+    product = native.function("matrix_product", "iii pii piii pi ppii", "bfloat16" if bf16 else None)
+    product(
+        *(m, n, k, a.data_ptr(), a.stride(0) >> narrow[0], a.stride(1)),
+        *(b.data_ptr(), b.stride(1), b.stride(0) >> narrow[1], narrow[0] + 2 * narrow[1]),
+        *(c.data_ptr(), n, native.pointer(bias), native.pointer(residual)),
+        *(0 if residual is None else residual.stride(0), gelu),
+    )
     return c
 
 
-def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None, precision: str) -> Tensor:
+def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None, bf16: bool) -> Tensor:
     """``a b^T + bias``; both may be transposed views."""
-    if precision == "float32":
+    if not bf16:
         c: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
         return c
     c = torch.ops.mkldnn._linear_pointwise(a.bfloat16(), b.bfloat16(), None, "none", [], "").float()

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import native
+from .linear import fused_linear
 from .packing import expect_shape
 
 FEW = 6  # rows up to which this product is the quickest: the reading of W is all that counts
@@ -59,6 +60,8 @@ def linear_rows(
         return native_rows(x, weight, bias, norm=norm, residual=residual, out=x.new_empty(rows, outputs))
     if norm is not None:
         x = F.layer_norm(x, (inputs,), norm.weight, norm.bias, norm.eps)
+    if weight.dtype == torch.bfloat16 and x.dtype == torch.float32 and x.is_cpu:
+        return fused_linear(x, weight, bias, residual=residual)
     with torch.autocast(x.device.type, enabled=False):
         y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
     y = y if bias is None else y + bias

@@ -1,11 +1,13 @@
-/* Matrix products of any size: C[m][n] (=, +=) A[m][k] B[k][n].
+/* Matrix products of any size: C[m][n] = act(A[m][k] B[k][n] + bias[n]) + residual[m][n].
 
    A and B may lie in any order (a step along each dimension is given, one of the two is 1), rows of C are contiguous.
+   Bias, activation (a GELU) and residual may be left out; they are put to a block of C while it lies in cache.
    B is cut along k into pieces of PANEL_DEPTH, and each piece is packed into panels as wide as a tile, shared by all threads.
    A thread takes BLOCK_ROWS rows at a time, which stay in its L2 cache, and walks the panels.
 
    What is packed are words of four bytes: float32 numbers, or, where PAIRS is defined, two neighbours along k rounded to
-   bfloat16, for instructions that multiply pairs and add to float32. */
+   bfloat16, for instructions that multiply pairs and add to float32. There an A whose rows, or a B whose columns are
+   contiguous may itself be bfloat16, its k even: its pairs are words already. */
 
 #define PANEL (VECTORS * LANES)
 enum { BLOCK_ROWS = 16 * ROWS, SHARES = 16 };
@@ -68,7 +70,12 @@ static void pack_along(const float *from, int k, float *to) {
 #endif
 
 /* One panel of B: to[words][PANEL]. */
-static void pack_panel(const float *b, ptrdiff_t b_row, ptrdiff_t b_column, int k, int columns, float *to) {
+static void pack_panel(const float *b, ptrdiff_t b_row, ptrdiff_t b_column, int narrow, int k, int columns, float *to) {
+    if (narrow) {
+        if (columns < PANEL) memset(to, 0, (size_t)words_of(k) * PANEL * sizeof(float));
+        transpose(b, b_column, columns, words_of(k), to, PANEL);
+        return;
+    }
     if (b_column == 1) {
         pack_across(b, b_row, k, columns, to, PANEL);
         return;
@@ -87,8 +94,12 @@ static void pack_panel(const float *b, ptrdiff_t b_row, ptrdiff_t b_column, int 
 }
 
 /* At most BLOCK_ROWS rows of A, packed where that is needed; strip_step is from one strip of ROWS rows to the next. */
-static Operand pack_block(const float *a, ptrdiff_t a_row, ptrdiff_t a_column, int rows, int k, float *to,
+static Operand pack_block(const float *a, ptrdiff_t a_row, ptrdiff_t a_column, int narrow, int rows, int k, float *to,
                           ptrdiff_t *strip_step) {
+    if (narrow) {
+        *strip_step = ROWS * a_row;
+        return (Operand){a, a_row, 1};
+    }
     if (a_column == 1) {
 #ifdef PAIRS
         const ptrdiff_t row = PANEL_DEPTH / PER_WORD + 16; /* not a power of two: neighbours would share cache sets */
@@ -132,8 +143,35 @@ static void block_by_panel(int rows, int columns, int words, Operand a, ptrdiff_
     }
 }
 
+/* What is done to a block of C when its sums are complete. */
+typedef struct {
+    const float *bias, *residual; /* or NULL */
+    ptrdiff_t residual_row;
+    int gelu;
+} Finish;
+
+static void finish(const Finish *f, int rows, int columns, int64_t i, int64_t j, float *c, ptrdiff_t c_row) {
+    if (!f->bias && !f->residual && !f->gelu) return;
+    for (int r = 0; r < rows; r++, c += c_row) {
+        const float *residual = f->residual ? f->residual + (i + r) * f->residual_row + j : NULL;
+        for (int x = 0; x < columns; x += LANES) {
+            const int left = columns - x;
+            vec y = load_some(c + x, left);
+            if (f->bias) y += load_some(f->bias + j + x, left);
+            if (f->gelu) y = vec_gelu(y);
+            if (residual) y += load_some(residual + x, left);
+            store_some(c + x, y, left);
+        }
+    }
+}
+
+enum { NARROW_A = 1, NARROW_B = 2 }; /* which operands are bfloat16; their steps count words of two */
+
 int EXPORT(matrix_product)(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_column,
-                           const float *b, int64_t b_row, int64_t b_column, float *c, int64_t c_row, int64_t add) {
+                           const float *b, int64_t b_row, int64_t b_column, int64_t narrow, float *c, int64_t c_row,
+                           const float *bias, const float *residual, int64_t residual_row, int64_t gelu) {
+    const Finish last = {bias, residual, residual_row, gelu != 0};
+    const int a_step = narrow & NARROW_A ? PER_WORD : 1, b_step = narrow & NARROW_B ? PER_WORD : 1; /* along k */
     int64_t panels = (n + PANEL - 1) / PANEL, blocks = (m + BLOCK_ROWS - 1) / BLOCK_ROWS;
     int64_t groups = blocks < SHARES ? (SHARES + blocks - 1) / blocks : 1; /* of panels: work for all threads */
     if (groups > panels) groups = panels;
@@ -153,7 +191,8 @@ int EXPORT(matrix_product)(int64_t m, int64_t n, int64_t k, const float *a, int6
 #pragma omp for schedule(static)
             for (int64_t j = 0; j < panels; j++) {
                 int columns = n - j * PANEL < PANEL ? n - j * PANEL : PANEL;
-                pack_panel(b + p * b_row + j * PANEL * b_column, b_row, b_column, depth, columns, packed + j * panel_size);
+                pack_panel(b + p / b_step * b_row + j * PANEL * b_column, b_row, b_column, narrow & NARROW_B, depth, columns,
+                           packed + j * panel_size);
             }
 #pragma omp for schedule(dynamic)
             for (int64_t share = 0; share < blocks * groups; share++) {
@@ -161,12 +200,15 @@ int EXPORT(matrix_product)(int64_t m, int64_t n, int64_t k, const float *a, int6
                 int rows = m - i * BLOCK_ROWS < BLOCK_ROWS ? m - i * BLOCK_ROWS : BLOCK_ROWS;
                 ptrdiff_t strip_step;
                 if (!own) continue;
-                Operand block =
-                    pack_block(a + i * BLOCK_ROWS * a_row + p * a_column, a_row, a_column, rows, depth, own, &strip_step);
+                Operand block = pack_block(a + i * BLOCK_ROWS * a_row + p / a_step * a_column, a_row, a_column,
+                                           narrow & NARROW_A, rows, depth, own, &strip_step);
                 for (int64_t j = group * panels / groups; j < (group + 1) * panels / groups; j++) {
                     int columns = n - j * PANEL < PANEL ? n - j * PANEL : PANEL;
                     block_by_panel(rows, columns, words_of(depth), block, strip_step, packed + j * panel_size,
-                                   c + i * BLOCK_ROWS * c_row + j * PANEL, c_row, add || p);
+                                   c + i * BLOCK_ROWS * c_row + j * PANEL, c_row, p > 0);
+                    if (p + depth == k)
+                        finish(&last, rows, columns, i * BLOCK_ROWS, j * PANEL,
+                               c + i * BLOCK_ROWS * c_row + j * PANEL, c_row);
                 }
             }
         }

@@ -75,11 +75,16 @@ static void some_dots(int rows, int narrow, int64_t in, const float *x, int64_t 
 #undef CASE
 }
 
-/* x [rows][in], weight [out][in] (bfloat16 if narrow), bias [out] and residual [rows][out] or NULL, y [rows][out].
-   norm_weight [in] or NULL: no norm; norm_bias [in] or NULL. */
-static int few_rows(const float *x, const void *weight, const float *bias, const float *norm_weight,
-                    const float *norm_bias, const float *residual, float *y, int64_t rows, int64_t in, int64_t out,
-                    int64_t narrow, int64_t threads, float eps) {
+/* A norm of x before the map: layer norm or RMS norm, or none where there is no weight [in]; bias [in] or NULL. */
+typedef struct {
+    const float *weight, *bias;
+    int rms;
+    float eps;
+} RowNorm;
+
+/* x [rows][in], weight [out][in] (bfloat16 if narrow), bias [out] and residual [rows][out] or NULL, y [rows][out]. */
+static int few_rows(const float *x, const void *weight, const float *bias, RowNorm norm, const float *residual,
+                    float *y, int64_t rows, int64_t in, int64_t out, int64_t narrow, int64_t threads) {
     int failed = 0;
     int64_t x_row = (in + LANES - 1) / LANES * LANES + LANES; /* rows 4096 bytes apart would share a few lines of cache */
 #pragma omp parallel num_threads((int)threads)
@@ -87,7 +92,8 @@ static int few_rows(const float *x, const void *weight, const float *bias, const
         float *own = workspace(rows * x_row);
         if (!own) failed = 1;
         for (int64_t r = 0; own && r < rows; r++)
-            if (norm_weight) layer_norm(x + r * in, in, norm_weight, norm_bias, eps, own + r * x_row);
+            if (norm.weight && norm.rms) rms_row(x + r * in, norm.weight, in, norm.eps, own + r * x_row);
+            else if (norm.weight) layer_norm(x + r * in, in, norm.weight, norm.bias, norm.eps, own + r * x_row);
             else memcpy(own + r * x_row, x + r * in, in * sizeof(float));
 #pragma omp for schedule(static)
         for (int64_t j = 0; j < out; j++) {
@@ -111,5 +117,6 @@ static int few_rows(const float *x, const void *weight, const float *bias, const
 int EXPORT(linear_rows)(const float *x, const void *weight, const float *bias, const float *norm_weight,
                         const float *norm_bias, const float *residual, float *y, int64_t rows, int64_t in, int64_t out,
                         int64_t narrow, int64_t threads, float eps) {
-    return few_rows(x, weight, bias, norm_weight, norm_bias, residual, y, rows, in, out, narrow, threads, eps);
+    RowNorm norm = {norm_weight, norm_bias, 0, eps};
+    return few_rows(x, weight, bias, norm, residual, y, rows, in, out, narrow, threads);
 }

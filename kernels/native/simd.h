@@ -135,6 +135,31 @@ INLINE vec vec_tanh(vec x) {
     return x * p / q;
 }
 
+/* erf to within 4e-7 of its size: x P(x^2) / Q(x^2) on [-3.92, 3.92], a minimax fit (2e-8) of relative error. */
+INLINE vec vec_erf(vec x) {
+    x = choose(x > 3.92f, all(3.92f), x); /* comparisons that NaN fails, so that it stays */
+    x = choose(x < -3.92f, all(-3.92f), x);
+    vec square = x * x;
+    vec p = square * 2.050093290e-6f + 2.848815022e-4f, q = square * 3.809171160e-5f + 1.162524022e-3f;
+    p = p * square + 3.765571491e-3f;
+    q = q * square + 1.496912714e-2f;
+    p = p * square + 5.274858608e-2f;
+    q = q * square + 1.141086856e-1f;
+    p = p * square + 1.904054394e-1f;
+    q = q * square + 5.020751685e-1f;
+    p = p * square + 1.128379146e0f;
+    q = q * square + 1.0f;
+    vec y = x * p / q;
+    y = choose(y > 1.0f, all(1.0f), y);
+    return choose(y < -1.0f, all(-1.0f), y);
+}
+
+/* x times the share of a normal distribution below x. */
+INLINE vec vec_gelu(vec x) {
+    vec half = x * 0.5f;
+    return half * vec_erf(x * 0.70710678118654752f) + half;
+}
+
 /* logsigmoid(x) and its slope sigmoid(-x), from e = vec_exp_decay(x), with one division:
    log(1 + e) = 2 artanh(e / (2 + e)). */
 INLINE vec vec_logsigmoid(vec x, vec e, vec *slope) {

@@ -230,10 +230,10 @@ int EXPORT(mlstm_block_step)(const BlockWeights *w, const float *past, const flo
     Rotary rotary = {turns, whole};
     float *up = workspace(3 * rows * inner), *mixed = up + 2 * rows * inner;
     int failed = !up ||
-                 few_rows(x, w->up, w->up_bias, w->norm, w->norm_bias, NULL, up, rows, width, 2 * inner, narrow_up,
-                          threads, eps) ||
+                 few_rows(x, w->up, w->up_bias, (RowNorm){w->norm, w->norm_bias, 0, eps}, NULL, up, rows, width,
+                          2 * inner, narrow_up, threads) ||
                  mixer_step(w, state, sizes, rotary, up, mixed, threads, head_eps) ||
-                 few_rows(mixed, w->down, w->down_bias, NULL, NULL, x, y, rows, inner, width, narrow_down, threads, 0);
+                 few_rows(mixed, w->down, w->down_bias, (RowNorm){0}, x, y, rows, inner, width, narrow_down, threads);
     free(up);
     return failed;
 }

@@ -2,9 +2,20 @@
 
 from .attention import attention
 from .convolution import causal_conv1d
-from .linear import block_linear, gated_norm, linear
+from .linear import activation, block_linear, gated_norm, linear, rms_norm
 from .mlstm import mlstm
 from .rotary import rotary
 from .slstm import slstm
 
-__all__ = ["attention", "block_linear", "causal_conv1d", "gated_norm", "linear", "mlstm", "rotary", "slstm"]
+__all__ = [
+    "activation",
+    "attention",
+    "block_linear",
+    "causal_conv1d",
+    "gated_norm",
+    "linear",
+    "mlstm",
+    "rms_norm",
+    "rotary",
+    "slstm",
+]

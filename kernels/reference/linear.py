@@ -1,4 +1,4 @@
-"""Linear maps, block-diagonal ones, and the gated norm, as they are defined."""
+"""Linear maps, block-diagonal ones, norms and activations, as they are defined."""
 
 from __future__ import annotations
 
@@ -33,3 +33,15 @@ def gated_norm(
     if skip is not None and skip_weight is not None:
         y = y + skip * skip_weight
     return y * torch.sigmoid(gate) * (gate if activation == "silu" else 1)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x`` [..., width]."""
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def activation(x: Tensor, kind: str) -> Tensor:
+    """``x`` [tokens, inner], or [tokens, 2 inner] of gate and up."""
+    gate, up = (x, 1) if kind == "gelu" else x.chunk(2, dim=1)
+    share = torch.sigmoid(gate) if kind == "swiglu" else (1 + torch.erf(gate / 2**0.5)) / 2
+    return gate * share * up

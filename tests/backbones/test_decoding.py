@@ -20,6 +20,19 @@ CONFIGS = {
     "one tap, blocks of 3": XLSTMConfig(V, 64, 2, heads=3, bias=True, convolution=1, projection_block=3, expansion=3),
     "blocks of 8, eps": XLSTMConfig(V, 24, 1, heads=8, projection_block=8, convolution=5, norm_eps=1e-2),
     "blocks of 1, heads of 4": XLSTMConfig(V, 33, 2, heads=16, projection_block=1, expansion=1.5),
+    "7b": XLSTMConfig(V, 32, 2, heads=2, blocks="mlstm-7b"),
+    "7b, odd sizes, bias, no cap": XLSTMConfig(
+        V,
+        21,
+        2,
+        heads=3,
+        blocks="mlstm-7b",
+        bias=True,
+        gate_cap=None,
+        qk_factor=1.0,
+        feed_forward_width=37,
+        norm_eps=1e-3,
+    ),
     "norms stored minus one": XLSTMConfig(V, 32, 2, heads=2, norm_offset=True),
     "rotary over the width": XLSTMConfig(V, 32, 2, heads=4, rotary="width", norm_offset=True),
     "rotary of each head": XLSTMConfig(V, 24, 2, heads=2, rotary="head", rotary_base=9.0, bias=True),
@@ -78,7 +91,7 @@ def assert_near(got, want, ratio):
 def true_memory(state):
     """Every tensor of a state with C and n free of their stabiliser, whose choice is free."""
     tensors = state.tensors()
-    for name in [name for name in tensors if name.endswith(".cell.C")]:
+    for name in [name for name in tensors if name.endswith(".C")]:
         m = tensors.pop(name[:-1] + "m").double()
         tensors[name] = tensors[name].double() * m.exp()[..., None, None]
         tensors[name[:-1] + "n"] = tensors[name[:-1] + "n"].double() * m.exp()[..., None]
@@ -109,7 +122,7 @@ def test_equals_the_ordinary_way_and_float64(name, sequences, monkeypatch, calls
     for count in (1, 2) if sequences > 3 else (1, 2, 100):
         calls.clear()
         got, last = steps(network, start(network, sequences), count)
-        assert calls == [kind == "mlstm" for kind in network.config.kinds] * count
+        assert calls == [kind != "slstm" for kind in network.config.kinds] * count
         want, want_last = steps(exact, start(exact, sequences), count)
         assert_near(got, want, 1e-5)
         for key, tensor in true_memory(want_last).items():
@@ -196,13 +209,30 @@ def test_what_is_not_plain_goes_the_ordinary_way(calls):
 
 @needs_native
 @torch.no_grad()
-def test_weights_that_changed_or_moved_are_read_anew(calls):
-    network = lively(CONFIGS["plain"])
+def test_a_7b_block_that_is_not_plain_goes_the_ordinary_way(calls):
+    network = lively(CONFIGS["7b"])
+    state = start(network, 2)
+    want = steps(network, state, 1)[0]
+    for name in ("out", "feed_forward", "feed_forward.down"):
+        handle = network.blocks[0].get_submodule(name).register_forward_hook(lambda module, given, out: out + 1)
+        assert not torch.allclose(steps(network, state, 1)[0], want)
+        handle.remove()
+    feed_forward = network.blocks[1].feed_forward
+    feed_forward.up = nn.Sequential(feed_forward.up)
+    torch.testing.assert_close(steps(network, state, 1)[0], want)
+    assert calls == [True, True, *[False, True] * 3, True, False]
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["plain", "7b"])
+@torch.no_grad()
+def test_weights_that_changed_or_moved_are_read_anew(name, calls):
+    network = lively(CONFIGS[name])
     state = start(network, 3)
     steps(network, state, 1)
     twin = copy.deepcopy(network)
     for how in ("in place", "data", "parameter", "load"):
-        other = lively(CONFIGS["plain"])
+        other = lively(CONFIGS[name])
         for parameter in other.parameters():
             parameter.mul_(1.5)
         if how == "load":
@@ -224,10 +254,11 @@ def test_weights_that_changed_or_moved_are_read_anew(calls):
 
 @needs_native
 @pytest.mark.parametrize("sequences", [1, 40])
+@pytest.mark.parametrize("kind", ["mlstm", "mlstm-7b"])
 @torch.no_grad()
-def test_narrow_weights_err_no_more_than_torch(sequences, calls):
+def test_narrow_weights_err_no_more_than_torch(kind, sequences, calls):
     """Torch's own bfloat16 network, all of it rounded, is what the error is measured by; so is reading a prompt."""
-    network = lively(XLSTMConfig(V, 64, 3, heads=4))
+    network = lively(XLSTMConfig(V, 64, 3, heads=4, blocks=kind))
     narrow, low = narrowed(network), copy.deepcopy(network).bfloat16()
     want, _ = steps(network, start(network, sequences), 4)
     calls.clear()
