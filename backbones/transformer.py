@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -129,8 +129,8 @@ class TransformerBlock(nn.Module):
         if c.qk_norm is not None:
             q, k = query_key.split((c.heads, c.kv_heads), dim=1)
             query_key = torch.cat((_normed(q, self.query_norm), _normed(k, self.key_norm)), dim=1)
-        q, k = self._turned(query_key, context).split((c.heads, c.kv_heads), dim=1)
-        return q, k, v
+        query_key = self._turned(query_key, context)
+        return query_key[:, : c.heads], query_key[:, c.heads :], v
 
     def attention_maps(self, x: Float[Tensor, "tokens width"], context: Context) -> list[Tensor]:
         """Return how much each token of a sequence looks at each: a [heads, tokens, tokens] for every sequence."""
@@ -149,7 +149,7 @@ class TransformerBlock(nn.Module):
         if not context.turns:
             return query_key
         c = self.config
-        style = "interleaved" if c.positions == "rotary-interleaved" else "half"
+        style: Literal["half", "interleaved"] = "interleaved" if c.positions == "rotary-interleaved" else "half"
         parts = query_key.chunk(len(context.turns), dim=2)
         turned = [
             rotary(part, turn, base=c.rotary_base, style=style, precision=c.rotary_precision)
@@ -195,7 +195,7 @@ class Transformer(Backbone):
         """
         c, x = self.config, super().embed(batch)
         if c.token_dropout is not None:
-            x = self._without_masked(x, batch)
+            x = without_masked(x, batch, c.token_dropout)
         if c.max_positions is not None:
             rows = batch.positions + c.position_offset
             if len(rows) and int(rows.max()) >= c.max_positions:
@@ -224,15 +224,6 @@ class Transformer(Backbone):
             assert isinstance(block, TransformerBlock)
             yield block.attention_maps(x, context)
             x = block(x, context, None, False)[0]
-
-    def _without_masked(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        """ESM-2's token dropout: mask tokens are zero, and the others make up for it."""
-        masked = batch.tokens == self.config.token_dropout
-        counts = F.pad(masked.cumsum(0), (1, 0))[batch.cu_seqlens].diff()
-        kept = 1 - counts.to(gate_dtype(x.dtype)) / batch.lengths.clamp(min=1)
-        scale = (1 - EXPECTED_MASKED) / kept.clamp(min=1e-6)  # nothing kept: every embedding is zero, any scale will do
-        scale = torch.where(masked, 0.0, scale[batch.sequence_ids])
-        return x * scale[:, None].to(x.dtype)
 
     def context(self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False) -> Context:
         """Return boundaries, positions, prefixes, and where the state takes up the tokens.
@@ -301,6 +292,16 @@ class Transformer(Backbone):
 def stream_norm(config: TransformerConfig) -> nn.Module:
     """Return a norm of the residual stream."""
     return make_norm(config.norm, config.width, config.norm_eps, bias=config.has_bias("norm"))
+
+
+def without_masked(x: Float[Tensor, "tokens width"], batch: PackedBatch, mask: int) -> Float[Tensor, "tokens width"]:
+    """ESM-2's token dropout: mask tokens are zero, and the others make up for it."""
+    masked = batch.tokens.eq(mask)
+    counts = F.pad(masked.cumsum(0), (1, 0))[batch.cu_seqlens].diff()
+    kept = 1 - counts.to(torch.promote_types(x.dtype, torch.float32)) / batch.lengths.clamp(min=1)
+    scale = (1 - EXPECTED_MASKED) / kept.clamp(min=1e-6)  # nothing kept: every embedding is zero, any scale will do
+    scale = torch.where(masked, 0.0, scale[batch.sequence_ids])
+    return x * scale[:, None].to(x.dtype)
 
 
 def two_positions(

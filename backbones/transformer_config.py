@@ -110,10 +110,10 @@ class TransformerConfig(BackboneConfig):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(map(str, allowed))}.")
-        for name in ("vocabulary_size", "width", "depth", "heads", "kv_heads", "head_dim", "inner"):
+        for name in ("vocabulary_size", "width", "depth", "heads", "kv_heads", "inner"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("window", "max_positions", "cross_width"):
+        for name in ("head_width", "window", "max_positions", "cross_width"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("position_offset", "token_types"):
@@ -129,6 +129,8 @@ class TransformerConfig(BackboneConfig):
         self._check_positions()
         if self.token_dropout is not None and self.direction != "bidirectional":
             raise ConfigError("token_dropout looks at the whole sequence: it needs direction='bidirectional'.")
+        if self.complement is not None and self.direction == "prefix":
+            raise ConfigError("A prefix is of one strand: with a complement, direction cannot be 'prefix'.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1.")
 

@@ -51,7 +51,7 @@ def contacts(
     sequences = encode_all(model, texts_of(records, model.tokenizer))
     found = [np.zeros((0, 0), np.float32) for _ in sequences]
     with evaluating(model):
-        for group, batch in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="contacts"):
+        for group, (batch,) in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="contacts"):
             kept = batch.split(ordinary(model, batch.tokens))
             sums = [torch.zeros(0, device=batch.tokens.device)] * len(kept)
             for number, (weight, maps) in enumerate(zip(weights, backbone.attention_maps(batch), strict=True)):

@@ -41,8 +41,9 @@ def test_xlstm_7b_has_its_published_size():
         XLSTMConfig(9, 32, 3, heads=2, blocks=("slstm", "mlstm", "slstm"), direction="alternating", norm_eps=1e-6),
         XLSTMConfig(9, 32, 3, heads=2, blocks="mlstm-7b", gate_cap=None),
         TransformerConfig(9, 32, 3, heads=4, key_value_heads=2, window=5, positions="none"),
+        TransformerConfig(9, 32, 3, heads=3, head_width=7, positions="absolute", max_positions=4, qk_norm="head"),
     ],
-    ids=["xlstm", "7b", "transformer"],
+    ids=["xlstm", "7b", "transformer", "transformer-absolute"],
 )
 def test_json_round_trip(config):
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
@@ -93,6 +94,25 @@ def test_a_bad_xlstm_configuration_says_what_is_wrong(change, words):
         ({"direction": "alternating"}, "alternating"),
         ({"vocabulary_size": 0}, "vocabulary_size is 0"),
         ({"dropout": -0.1}, "dropout is -0.1"),
+        ({"head_width": 0}, "head_width is 0"),
+        ({"head_width": 7}, "a head has 7"),
+        ({"head_width": 6, "positions": "rotary-2d"}, "each half of a head; a head has 6"),
+        ({"norm_placement": "sandwich"}, "pre, post, deep"),
+        ({"qk_norm": "rms"}, "qk_norm is 'rms'; it can be None, width, head"),
+        ({"positions": "alibi"}, "alibi"),
+        ({"rotary_base": 0}, "rotary_base is 0"),
+        ({"rotary_base": None}, "rotary_base is None"),
+        ({"skip_scale": -1.0}, "skip_scale is -1.0"),
+        ({"residual_scale": 0.0}, "residual_scale is 0.0"),
+        ({"max_positions": 5}, "positions='absolute'"),
+        ({"position_offset": 2}, "positions='absolute'"),
+        ({"positions": "absolute"}, "max_positions"),
+        ({"positions": "absolute", "max_positions": 2, "position_offset": 2}, "position_offset 2"),
+        ({"positions": "absolute", "max_positions": 2, "position_offset": -1}, "position_offset is -1"),
+        ({"token_types": -1}, "token_types is -1"),
+        ({"cross_width": 0}, "cross_width is 0"),
+        ({"token_dropout": 3, "direction": "prefix"}, "token_dropout"),
+        ({"complement": list(range(9)), "direction": "prefix"}, "complement"),
     ],
 )
 def test_a_bad_transformer_configuration_says_what_is_wrong(change, words):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from processive.backbones import XLSTMConfig
-from processive.inference import embed, score
+from processive.inference import embed, logits, score
 from processive.models import LanguageModel
 from processive.sequences import PackedBatch
 
@@ -87,6 +87,16 @@ def test_score_in_pieces_is_that_of_the_whole(kind, size, make_long, long_words,
     read_lengths.clear()
     np.testing.assert_allclose(score(model, long_words, batch_tokens=size), whole, rtol=1e-6, atol=1e-5)
     assert max(read_lengths) <= size
+
+
+@pytest.mark.parametrize("kind", ["xlstm", "decoder"])
+def test_logits_in_pieces_are_those_of_the_whole(kind, make_long, long_words, read_lengths):
+    model = make_long(kind)
+    whole = logits(model, long_words)
+    read_lengths.clear()
+    for found, wanted in zip(logits(model, long_words, batch_tokens=37), whole, strict=True):
+        close(found, wanted)
+    assert max(read_lengths) <= 37
 
 
 def test_a_bidirectional_model_reads_the_whole(make_long, long_words, read_lengths):
