@@ -21,7 +21,7 @@ from torch import Tensor
 from ..backbones.formats import FORMATS, Checkpoint, CheckpointFormat, Entry
 from ..backbones.formats.table import Parts, fill, shapes_of_theirs
 from ..errors import ConfigError, InputError, ProcessiveError, needs
-from ..sequences import tokenizer_from_dict
+from ..sequences import Tokenizer, tokenizer_from_dict, tokenizer_to_dict
 from .build import build_model, wanted_dtypes
 from .language_model import LanguageModel
 from .weights import Weights, find_weights, open_weights
@@ -48,8 +48,9 @@ def load_foreign(
     format: str | None,
     device: str | torch.device,
     dtype: torch.dtype | None,
+    tokenizer: Tokenizer | None = None,
 ) -> Model:
-    """Read a model from a folder or file of another package.
+    """Read a model from a folder or file of another package; ``tokenizer`` in place of the one that lies there.
 
     Raises:
         InputError: the format is not known or not certain, the model is one that we cannot run alike, a file is
@@ -59,10 +60,10 @@ def load_foreign(
         chosen = _format_of(found, format)
         read = Reading(chosen, found)
         try:
-            parts = read.parts()
+            parts = read.parts(None if tokenizer is None else tokenizer_to_dict(tokenizer))
             name = path.stem if path.is_file() else path.resolve().name
             config = {"name": name, "card": {}, **parts}
-            model = build_model(tokenizer_from_dict(parts["tokenizer"]), config, cls)
+            model = build_model(tokenizer or tokenizer_from_dict(parts["tokenizer"]), config, cls)
             entries = chosen.table(parts)
         except ConfigError as error:
             raise InputError(f"As {chosen.name}: {error}", path=path) from None
@@ -113,12 +114,13 @@ class Reading:
         """One tensor, by the name that the format gives it."""
         return self.found.weights.read(self.spelled[name][0])
 
-    def parts(self) -> Parts:
-        """Return our configuration of the checkpoint."""
+    def parts(self, tokenizer: Mapping[str, Any] | None = None) -> Parts:
+        """Return our configuration of the checkpoint, with ``tokenizer`` where one is given."""
         folder = self.found.path if self.found.path.is_dir() else self.found.path.parent
         shapes = {name: self.found.weights.shapes[spelled[0]] for name, spelled in self.spelled.items()}
         try:
-            return self.format.config_in(Checkpoint(folder, self.found.config, shapes, self.tensor))
+            parts = self.format.config_in(Checkpoint(folder, self.found.config, shapes, self.tensor, tokenizer))
+            return parts if tokenizer is None else {**parts, "tokenizer": tokenizer}
         except KeyError as error:
             raise InputError(f"As {self.format.name}: {error.args[0]!r} is missing.", path=self.found.path) from None
         except InputError as error:

@@ -135,6 +135,8 @@ def _in(checkpoint: Checkpoint) -> Parts:
 
 def _tokenizer_in(checkpoint: Checkpoint, backbone: Mapping[str, Any]) -> dict[str, Any]:
     folder = checkpoint.folder
+    if checkpoint.tokenizer is not None:
+        return dict(checkpoint.tokenizer)
     if any((folder / name).is_file() for name in TEXT_FILES):
         return tokenizer_of_files(folder)
     most, embeddings = backbone["max_positions"], backbone["vocabulary_size"]

@@ -94,6 +94,8 @@ def _rotary_base(config: Mapping[str, Any]) -> float:
 
 
 def _tokenizer_in(checkpoint: Checkpoint) -> dict[str, Any]:
+    if checkpoint.tokenizer is not None:
+        return dict(checkpoint.tokenizer)
     settings = read_json(checkpoint.folder / "tokenizer_config.json")
     generator = "GENERatorForCausalLM" in (checkpoint.config.get("architectures") or ())
     if not generator and settings.get("tokenizer_class") != GENERATOR_TOKENIZER:

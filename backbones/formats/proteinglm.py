@@ -109,6 +109,8 @@ def _precision(checkpoint: Checkpoint, channels: int) -> str:
 
 
 def _tokenizer_in(checkpoint: Checkpoint, *, causal: bool) -> dict[str, Any]:
+    if checkpoint.tokenizer is not None:
+        return dict(checkpoint.tokenizer)
     path = checkpoint.folder / VOCABULARY
     if not path.is_file():
         raise InputError(f"There is no {VOCABULARY} beside the weights.", path=checkpoint.folder)
@@ -176,7 +178,7 @@ def _constants(parts: Parts) -> dict[str, Tensor]:
     config = transformer_of(parts)
     channels = config.head_dim // 2 if config.positions == "rotary-2d" else config.head_dim
     turns = torch.from_numpy(rotary_frequencies(channels, float(config.rotary_base), config.rotary_precision)).float()
-    return {FREQUENCIES.format(i=i): turns for i in range(config.depth)}
+    return {FREQUENCIES.format(i=i): turns.clone() for i in range(config.depth)}
 
 
 PROTEINGLM = CheckpointFormat(

@@ -90,12 +90,14 @@ class Checkpoint:
         config: its configuration, empty where the format has none.
         shapes: the shape of each tensor by name, as the format's ``canonical`` spells it.
         read: a tensor by name, for the few whose values decide something.
+        tokenizer: the one to take in place of what lies in the folder, as in our ``config.json``.
     """
 
     folder: Path
     config: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], Tensor] = _nothing
+    tokenizer: Mapping[str, Any] | None = None
 
 
 Parts = dict[str, Any]  # "tokenizer", "backbone" and "head" as they stand in our own config.json, and "card" if known

@@ -17,13 +17,14 @@ GENES = "gene_table.tsv"
 GENE_TABLES = ("gene_table", "tokens_medians")  # in the name of a table of genes
 TABLE_KINDS = (".tsv", ".csv", ".tsv.gz", ".csv.gz", ".tsv.zst", ".csv.zst")
 GENES_HINT = (
-    f"Of a model of cells put a table of its genes there, {GENES}: columns ensembl_id, token and median (empty for "
-    "<pad>, <mask>, ...), with what the model's pickled dictionaries hold, which are never unpickled here."
+    "For a model of cells give load(..., tokenizer=cells.RankTokenizer.from_table(path, most_tokens=...)), or put the "
+    f"table beside the weights as {GENES}: columns ensembl_id, token and median (empty for <pad>, <mask>, ...), with "
+    "what the model's pickled dictionaries hold, which are never unpickled here."
 )
 
 
 def tokenizer_of_files(folder: Path) -> dict[str, Any]:
-    """Return the tokenizer of text whose files lie in a folder.
+    """Return the tokenizer whose files lie in a folder: one of ours as it is, or one of text.
 
     Raises:
         InputError: there are none, or they cannot be read.

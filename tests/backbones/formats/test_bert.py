@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from processive import inference, models
+from processive import cells, inference, models
+from processive.cells import RankTokenizer
 from processive.errors import ConfigError, InputError
 from processive.sequences import tokenizer_from_dict
 from safetensors.torch import load_file, save_file
@@ -148,11 +149,26 @@ def test_a_cell_fits_the_positions(perturb, tmp_path):
 def test_a_missing_or_other_gene_table_is_told(perturb, tmp_path):
     folder = saved(bert(perturb), tmp_path, genes=False)
     (folder / "token_dictionary.pkl").write_bytes(b"never read")
-    with pytest.raises(InputError, match=r"gene_table\.tsv.*never unpickled"):
+    with pytest.raises(InputError, match=r"tokenizer=.*gene_table\.tsv.*never unpickled"):
         models.load(folder)
     (folder / "gene_table.tsv").write_text(table(GENES[:-1]))
     with pytest.raises(InputError, match="39 tokens, and the model has 40"):
         models.load(folder)
+
+
+def test_a_tokenizer_can_be_given(perturb, same, tmp_path):
+    folder = saved(bert(perturb), tmp_path / "theirs", genes=False)
+    (tmp_path / "genes.tsv").write_text(table())
+    genes = RankTokenizer.from_table(tmp_path / "genes.tsv", most_tokens=33)
+    ours = models.load(folder, tokenizer=genes)
+    assert ours.tokenizer is genes
+    ours.save(tmp_path / "own")
+    same(ours.state_dict(), models.load(tmp_path / "own").state_dict())
+    with pytest.raises(ConfigError, match="has its tokenizer"):
+        models.load(tmp_path / "own", tokenizer=genes)
+    (tmp_path / "genes.tsv").write_text(table([*GENES, "ENSG99999999999"]))
+    with pytest.raises(InputError, match="40, and the tokenizer has 41"):
+        models.load(folder, tokenizer=RankTokenizer.from_table(tmp_path / "genes.tsv"))
 
 
 def test_a_text_model_has_its_word_pieces(perturb, batch, tmp_path):
@@ -189,3 +205,20 @@ def test_geneformers_own_vocabularies(name, tokens, positions, genes, specials, 
     cell = tokenizer.encode({lines[900][0]: 5 * float(lines[900][2]), lines[77][0]: 2 * float(lines[77][2])})
     assert cell.tolist() == ([900, 77] if specials == 2 else [2, 900, 77, 3])
     assert tokenizer_from_dict({"name": "cells-rank", **tokenizer.to_dict()}).encode(cell).tolist() == cell.tolist()
+
+
+@pytest.mark.shared_data
+def test_real_cells_have_the_embeddings_of_transformers(shared, perturb, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    theirs = bert(perturb, vocab_size=20275, max_position_embeddings=4096)
+    folder = saved(theirs, tmp_path, genes=False)
+    name = "geneformer_gc104M_tokens_medians.tsv.gz"
+    (folder / name).write_bytes((shared / "cells" / name).read_bytes())
+    ours = models.load(folder)
+    adata = anndata.read_h5ad(shared / "cells" / "celltypist_sample_pbmc_559.h5ad")[:4].copy()
+    cells.embed(adata, ours, layer=-2, key_added="X_geneformer")
+    for found, cell in zip(adata.obsm["X_geneformer"], cells.tokenize(adata, ours.tokenizer), strict=True):
+        with torch.no_grad():
+            layers = theirs(torch.from_numpy(cell).long()[None], output_hidden_states=True).hidden_states
+        assert len(cell) > 1000
+        assert abs(found - layers[-2][0, 1:-1].mean(0).numpy()).max() <= 1e-4

@@ -158,10 +158,11 @@ def test_layers_and_logits_equal_the_reference(variant, batch, tmp_path):
         assert want_logits.std() > 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_round_trip_is_bit_by_bit(variant, same, tmp_path):
+def test_round_trip_is_bit_by_bit(variant, dtype, same, tmp_path):
     config = SHAPE | VARIANTS[variant]
-    tensors = random_tensors(config)
+    tensors = {name: tensor.to(dtype) for name, tensor in random_tensors(config).items()}
     ours = models.load(written(tmp_path / "theirs", config, tensors))
     ours.save(tmp_path / "again", format="proteinglm")
     again = models.load(tmp_path / "again")
@@ -175,7 +176,9 @@ def test_round_trip_is_bit_by_bit(variant, same, tmp_path):
     assert len(frequencies) == config["num_layers"]
     half = config["kv_channels"] // (2 if config["rotary_embedding_2d"] else 1)
     for name in frequencies:
-        assert torch.allclose(stored.pop(name), 10000.0 ** (-torch.arange(0, half, 2).double() / half), rtol=1e-6)
+        assert torch.allclose(
+            stored.pop(name).double(), 10000.0 ** (-torch.arange(0, half, 2).double() / half), rtol=1e-6
+        )
     same(stored, tensors)
 
 
@@ -227,3 +230,15 @@ def test_parameters_of_the_published_sizes(billions, width, depth, heads, inner,
     want = 128 * width + depth * (attention + gated + 4 * width) + 2 * width
     assert sum(parameter.numel() for parameter in network.parameters()) == want
     assert round((want + 128 * width + 128) / 1e9) == billions
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_stored_frequencies_tell_their_precision(precision, tmp_path):
+    tensors = random_tensors(SHAPE)
+    turns = (10000.0 ** (-torch.arange(0, 8, 2) / 8)).to(getattr(torch, precision))
+    stored = {f"transformer.encoder.layers.{i}.self_attention.rotary_emb.inv_freq": turns.clone() for i in range(3)}
+    ours = models.load(written(tmp_path, SHAPE, tensors | stored))
+    assert ours.backbone.config.rotary_precision == precision
+    stored["transformer.encoder.layers.1.self_attention.rotary_emb.inv_freq"] = turns * 2
+    with pytest.raises(InputError, match=r"layers\.1.*inv_freq"):
+        models.load(written(tmp_path, SHAPE, tensors | stored))
