@@ -14,7 +14,7 @@ CHOICES = {
     "direction": ("causal", "bidirectional", "prefix"),
     "norm": ("rms", "layer"),
     "norm_placement": ("pre", "post", "deep"),
-    "activation": tuple(ACTIVATIONS),
+    "activation": ACTIVATIONS,
     "qk_norm": (None, "width", "head"),
     "rotary_precision": (None, *PRECISIONS),
     "positions": ("rotary", "rotary-interleaved", "rotary-2d", "absolute", "none"),

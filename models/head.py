@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..backbones.layers import ACTIVATIONS, apply_linear, linear_in, small_init_, soft_cap
+from ..backbones.layers import activated, apply_linear, linear_in, small_init_, soft_cap
 from ..errors import ConfigError, InputError
 from ..sequences import PackedBatch
 
@@ -118,7 +118,7 @@ class Head(nn.Module):
         for name, ids in (conditions or {}).items():
             hidden = hidden + self.conditions[name](ids).repeat(len(hidden) // max(len(ids), 1), 1)
         if self.dense is not None and self.norm is not None:
-            hidden = self.norm(ACTIVATIONS[self.config.activation](self.dense(hidden)))
+            hidden = self.norm(activated(self.dense(hidden), self.config.activation))
         logits = apply_linear(hidden, embedding if self.weight is None else self.weight, self.bias)
         if self.complement is not None:
             own, other = logits.chunk(2)

@@ -106,7 +106,7 @@ def fetch(name: HubName) -> tuple[Path, HubName]:
     """
     with needs("hub"):
         import huggingface_hub
-        from huggingface_hub import utils
+        from huggingface_hub import errors
 
     snapshot = cached(name)
     usable = snapshot is not None and whole(snapshot.path / name.folder)
@@ -118,7 +118,7 @@ def fetch(name: HubName) -> tuple[Path, HubName]:
         wanted = needed([file.rfilename for file in info.siblings or ()], name.folder)
         path = Path(huggingface_hub.snapshot_download(name.repository, revision=name.revision, allow_patterns=wanted))
         return path / name.folder, name.at(path.name)
-    except (utils.RepositoryNotFoundError, utils.RevisionNotFoundError, utils.HFValidationError) as error:
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         refuse(name, error)
     except InputError as error:
         raise InputError(f"{name}: {error.reason}", hint=error.hint) from None

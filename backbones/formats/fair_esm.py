@@ -104,10 +104,11 @@ def _files(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]
         if name not in contacts
     }
     if "cfg" in config:
-        name, settings = "esm2", {"cfg": {"model": Namespace(**config["cfg"]["model"])}}
+        name = "esm2"
+        settings: dict[str, Any] = {"cfg": {"model": Namespace(**config["cfg"]["model"])}}
     else:
         name, settings = "esm1b" if contacts else "esm1v", {"args": Namespace(**config["args"])}
-    files: dict[str, Any] = {f"{name}.pt": {**settings, "model": state}}
+    files = {f"{name}.pt": {**settings, "model": state}}
     return files | ({f"{name}-contact-regression.pt": {"model": contacts}} if contacts else {})
 
 
