@@ -103,12 +103,13 @@ def _files(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]
         for name, tensor in tensors.items()
         if name not in contacts
     }
+    name = "esm2" if "cfg" in config else "esm1b" if contacts else "esm1v"
+    settings: dict[str, Any] = {}
     if "cfg" in config:
-        name = "esm2"
-        settings: dict[str, Any] = {"cfg": {"model": Namespace(**config["cfg"]["model"])}}
+        settings["cfg"] = {"model": Namespace(**config["cfg"]["model"])}
     else:
-        name, settings = "esm1b" if contacts else "esm1v", {"args": Namespace(**config["args"])}
-    files = {f"{name}.pt": {**settings, "model": state}}
+        settings["args"] = Namespace(**config["args"])
+    files: dict[str, Any] = {f"{name}.pt": {**settings, "model": state}}
     return files | ({f"{name}-contact-regression.pt": {"model": contacts}} if contacts else {})
 
 
