@@ -66,6 +66,7 @@ TRANSFORMERS = {
         window=5,
         feed_forward_bias=True,
         rotary_base=100.0,
+        rotary_precision="float32",
     ),
     "decoder-glm": TransformerConfig(V, 24, 2, heads=3, head_width=12, positions="rotary-2d", **GLM),
     "decoder-bert": TransformerConfig(V, 24, 2, heads=4, position_offset=3, cross_width=10, **BERT),
@@ -108,7 +109,16 @@ TRANSFORMERS = {
         embedding_norm=True,
     ),
     "encoder-scaled": TransformerConfig(
-        V, 24, 3, heads=4, direction="bidirectional", norm="layer", norm_bias=True, qk_norm="width", residual_scale=3.5
+        V,
+        24,
+        3,
+        heads=4,
+        direction="bidirectional",
+        norm="layer",
+        norm_bias=True,
+        qk_norm="width",
+        residual_scale=3.5,
+        rotary_precision="bfloat16",
     ),
 }
 COMPLEMENT = (0, 1, 2, 3, 4, *range(10, 15), *range(5, 10), 16, 15, 17, 18)
