@@ -43,11 +43,12 @@ def measure(model: str, length: int, pooling: str, batch_tokens: int) -> dict[st
     wall, processor = time.perf_counter(), time.process_time()
     rows = embed(network, [sequence], pooling=pooling, batch_tokens=batch_tokens)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    assert all(np.isfinite(row).all() for row in rows)
+    peak = memory("VmHWM")
+    assert all(np.isfinite(row).all() for row in np.asarray(rows[0]).reshape(-1, 256))
     return {
         "wall": wall,
         "processor": processor,
-        "megabytes": memory("VmHWM"),
+        "megabytes": peak,
         "before": before,
         "threads": torch.get_num_threads(),
     }

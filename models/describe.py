@@ -214,8 +214,8 @@ def _of_own(folder: Path, settings: Mapping[str, Any], *, source: str, terms: st
             )
         except ConfigError as error:
             raise InputError(str(error), path=folder / CONFIG) from None
-    card = settings.get("card")
-    card = card if isinstance(card, dict) else {}
+    told = settings.get("card")
+    card: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
     return Description(
         name=str(settings.get("name", folder.name)),
         format="processive",

@@ -15,7 +15,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NoReturn
 
 from ..errors import InputError, needs
 from .weights import find_weights
@@ -106,7 +105,6 @@ def fetch(name: HubName) -> tuple[Path, HubName]:
     """
     with needs("hub"):
         import huggingface_hub
-        from huggingface_hub import errors
 
     snapshot = cached(name)
     usable = snapshot is not None and whole(snapshot.path / name.folder)
@@ -118,11 +116,10 @@ def fetch(name: HubName) -> tuple[Path, HubName]:
         wanted = needed([file.rfilename for file in info.siblings or ()], name.folder)
         path = Path(huggingface_hub.snapshot_download(name.repository, revision=name.revision, allow_patterns=wanted))
         return path / name.folder, name.at(path.name)
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
-        refuse(name, error)
     except InputError as error:
         raise InputError(f"{name}: {error.reason}", hint=error.hint) from None
-    except Exception as error:  # of the network, the server, the disk or offline mode: versions differ in the classes
+    except Exception as error:  # of the hub, the network, the disk: where their classes stand differs between versions
+        refuse(name, error)
         if snapshot is not None and usable:
             return snapshot.path / name.folder, name.at(snapshot.name.revision)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
@@ -133,22 +130,21 @@ def fetch(name: HubName) -> tuple[Path, HubName]:
         ) from error
 
 
-def refuse(name: HubName, error: Exception) -> NoReturn:
-    """Say why the hub gives no files.
+def refuse(name: HubName, error: Exception) -> None:
+    """Say why the hub gives no files, where it is the hub that says so.
 
     Raises:
-        InputError: always.
+        InputError: there is no such model or revision, or it may not be read.
     """
-    kind = type(error).__name__
-    if kind == "RevisionNotFoundError":
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    hint = "Check the name; for a private model log in: hf auth login"
+    if "RevisionNotFoundError" in kinds:
         raise InputError(f"{name}: the model has no revision {name.revision!r}.", hint="Name a branch, tag or commit.")
-    if kind == "GatedRepoError":
+    if "GatedRepoError" in kinds:
         hint = f"Accept its terms at https://huggingface.co/{name.repository}, then log in: hf auth login"
         raise InputError(f"{name}: the model is gated.", hint=hint)
-    raise InputError(
-        f"{name}: there is no such model on the hub, or it is private.",
-        hint="Check the name; for a private model log in: hf auth login",
-    )
+    if kinds & {"RepositoryNotFoundError", "HFValidationError"}:
+        raise InputError(f"{name}: there is no such model on the hub, or it is private.", hint=hint)
 
 
 def needed(files: Collection[str], folder: str = "") -> list[str]:
