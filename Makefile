@@ -9,7 +9,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --out demo
 
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=processive --cov-report=term --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov=processive --cov-report=term --cov-fail-under=85
 
 $(VENV)/.ready: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard kernels/native/*.[ch])
 	$(PYTHON) -m venv $(VENV)

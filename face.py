@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from . import models
 from .models import LanguageModel
+from .sequences import Tokenizer
 
 
 class Model(LanguageModel):
@@ -91,16 +92,27 @@ class Model(LanguageModel):
         return inference.score(self, records, conditions=conditions, batch_tokens=batch_tokens, progress=progress)
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Model:
-    """Read a model from the folder that ``save`` wrote.
+def load(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Read a model: one that ``save`` wrote, or a checkpoint of another package.
 
     Args:
-        path: the folder.
+        path: a folder, a file of weights, ``"hf://owner/name"`` or ``"hf://owner/name@revision"``, or a name of
+            fair-esm's such as ``"esm2_t33_650M_UR50D"``.
+        format: of another package's checkpoint ("hf-esm", ...); None: recognised.
+        tokenizer: of another package's checkpoint, in place of the one beside its weights; see ``models.load``.
         device: where the weights go.
         dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
             maps alone, and everything else is float32: see ``models.load``.
 
     Raises:
-        InputError: the folder does not hold a whole language model; the sentence says what is wrong.
+        InputError: there is no whole language model; the sentence says what is wrong.
+        MissingExtra: a model of the hub needs the extra ``hub``.
     """
-    return models.load(path, device=device, dtype=dtype, cls=Model)
+    return models.load(path, format=format, tokenizer=tokenizer, device=device, dtype=dtype, cls=Model)

@@ -1,6 +1,7 @@
 """The one thing that setup.cfg cannot say: native kernels, which may be absent where there is no C compiler."""
 
 import sys
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -9,6 +10,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 FOLDER = Path("kernels/native")
+SOURCES = sorted(path for kind in ("*.c", "*.h") for path in FOLDER.glob(kind))
+VERSION = zlib.crc32(b"".join(path.read_bytes() for path in SOURCES))  # what the package holds its sources against
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler has none: one thread there
 
 
@@ -42,6 +45,7 @@ setup(
             "processive.kernels.native._native",
             sources=sorted(str(path) for path in FOLDER.glob("*.c")),
             depends=sorted(str(path) for path in FOLDER.glob("*.h")),
+            define_macros=[("NATIVE_VERSION", f"{VERSION}u")],
             extra_compile_args=[
                 "-O3",
                 "-std=gnu11",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -137,14 +138,7 @@ class Backbone(nn.Module, ABC):
                 gradients are recorded, or a memory is given to a backbone without cross-attention.
             ShapeError: the state belongs to another number of sequences.
         """
-        if (state is not None or return_state) and not self.config.streams:
-            raise ConfigError("A bidirectional backbone needs the whole sequence at once: it has no state.")
-        if state is not None and len(state) != len(batch):
-            raise ShapeError("state", f"of {len(state)} sequences", f"one of {len(batch)}")
-        if reuse_state and torch.is_grad_enabled():
-            raise ConfigError(
-                "A state is given away (reuse_state) only where no gradient is recorded: torch.no_grad()."
-            )
+        self._check_state(batch, state, return_state, reuse_state)
         batch, context = self._prepared(batch, state, memory, reuse_state=reuse_state)
         x = self.embed(batch)
         after = []
@@ -155,10 +149,7 @@ class Backbone(nn.Module, ABC):
             x, new = found or self._run(block, x, context, old, return_state)
             after.append(new)
         hidden = self._joined(self.norm(x), batch)
-        if not return_state:
-            return hidden, None
-        seen = batch.lengths if state is None else state.lengths + batch.lengths
-        return hidden, BackboneState(seen, tuple(after))
+        return hidden, _state_after(batch, state, after) if return_state else None
 
     def hidden_layers(self, batch: PackedBatch, *, memory: Memory | None = None) -> list[Float[Tensor, "tokens width"]]:
         """Return depth + 1 tensors: embeddings, then the output of each block, the last one after the final norm."""
@@ -184,6 +175,47 @@ class Backbone(nn.Module, ABC):
         """Hidden states of the batch that was given, from those of the batch that was read."""
         return hidden if self.config.complement is None else joined_strands(hidden, read.cu_seqlens)
 
+    def selected_layers(
+        self,
+        batch: PackedBatch,
+        numbers: Sequence[int],
+        state: BackboneState | None = None,
+        *,
+        return_state: bool = False,
+        reuse_state: bool = False,
+    ) -> tuple[list[Float[Tensor, "tokens width"]], BackboneState | None]:
+        """Return some of ``hidden_layers``, from 0, and when asked the state, as ``forward`` does.
+
+        No other layer is kept, and without a state no block behind the last of them is run.
+
+        Raises:
+            ConfigError, ShapeError: as ``forward``.
+        """
+        self._check_state(batch, state, return_state, reuse_state)
+        depth = len(self.blocks)
+        batch, context = self._prepared(batch, state, None, reuse_state=reuse_state)
+        x = self.embed(batch)
+        found, after = {0: x}, []
+        for i, block in enumerate(self.blocks if return_state else self.blocks[: max(numbers, default=0)]):
+            x, new = self._run(block, x, context, None if state is None else state.blocks[i], return_state)
+            after.append(new)
+            if i + 1 in numbers:
+                found[i + 1] = self.norm(x) if i + 1 == depth else x
+        hidden = [self._joined(found[number], batch) for number in numbers]
+        return hidden, _state_after(batch, state, after) if return_state else None
+
+    def _check_state(
+        self, batch: PackedBatch, state: BackboneState | None, return_state: bool, reuse_state: bool
+    ) -> None:
+        if (state is not None or return_state) and not self.config.streams:
+            raise ConfigError("A bidirectional backbone needs the whole sequence at once: it has no state.")
+        if state is not None and len(state) != len(batch):
+            raise ShapeError("state", f"of {len(state)} sequences", f"one of {len(batch)}")
+        if reuse_state and torch.is_grad_enabled():
+            raise ConfigError(
+                "A state is given away (reuse_state) only where no gradient is recorded: torch.no_grad()."
+            )
+
     def _run(
         self, block: nn.Module, x: Tensor, context: Any, state: Any, return_state: bool
     ) -> tuple[Float[Tensor, "tokens width"], Any]:
@@ -192,3 +224,8 @@ class Backbone(nn.Module, ABC):
             return result
         output: tuple[Tensor, Any] = block(x, context, state, return_state)
         return output
+
+
+def _state_after(batch: PackedBatch, state: BackboneState | None, blocks: list[Any]) -> BackboneState:
+    seen = batch.lengths if state is None else state.lengths + batch.lengths
+    return BackboneState(seen, tuple(blocks))

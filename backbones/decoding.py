@@ -201,14 +201,15 @@ class _KnownCapped(NamedTuple):
 
 def _known_capped(block: Any) -> _KnownCapped | None:
     """As ``_known``, of an xLSTM-7B block; its norms' weights must be stored as they are."""
-    modules, found = block._modules, {}
+    modules = block._modules
+    found: dict[str, Any] = {}
     for name, kind in _CAPPED_PARTS:
         module = modules[name]
         if type(module) is not kind or _hooked(module):
             return None
         found[name] = module
     feed_forward = modules["feed_forward"]
-    inside = [feed_forward._modules[name] for name in ("up", "down")]
+    inside: list[Any] = [feed_forward._modules[name] for name in ("up", "down")]
     if type(feed_forward) is not FeedForward or any(type(m) is not Linear or _hooked(m) for m in inside):
         return None
     if _hooked(feed_forward) or found["head_norm"].offset:

@@ -84,6 +84,11 @@ class Linear(nn.Linear):
         return apply_linear(input, self.weight, self.bias, activation=activation, residual=residual)
 
 
+def activated(x: Float[Tensor, "tokens channels"], kind: str) -> Float[Tensor, "tokens inner"]:
+    """Return the activation of ``x``, one of ``ACTIVATIONS``."""
+    return F.relu(x) if kind == "relu" else apply_activation(x, kind)
+
+
 def added(layer: nn.Module, x: Float[Tensor, "tokens inputs"], residual: Float[Tensor, "tokens outputs"]) -> Tensor:
     """Return ``residual + layer(x)``, at once where ``layer`` is a linear map as it stands and no adapter of one."""
     y: Tensor = layer(x, residual=residual) if type(layer) is Linear else residual + layer(x)
@@ -230,7 +235,7 @@ class FeedForward(nn.Module):
             inner = self.up(x, activation="gelu")
         else:
             inner = self.up(x)
-            inner = F.relu(inner) if self.activation == "relu" else apply_activation(inner, self.activation)
+            inner = activated(inner, self.activation)
         out: Tensor = self.down(inner) if residual is None else added(self.down, inner, residual)
         return out
 

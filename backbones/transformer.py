@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError, ShapeError
 from ..kernels import attention, rotary
+from ..kernels.packing import gate_dtype
 from ..sequences import PackedBatch
 from .backbone import Backbone, Memory
 from .layers import FeedForward, added, linear_in, linear_out, make_norm, small_init_
@@ -100,13 +102,7 @@ class TransformerBlock(nn.Module):
     ) -> tuple[Tensor, KeyValueCache | None]:
         """Self-attention, of the tokens with those of their sequence that the state remembers."""
         c = self.config
-        heads = self.query_key_value(x).unflatten(1, (-1, c.head_dim))
-        query_key, v = heads.split((c.heads + c.kv_heads, c.kv_heads), dim=1)
-        if c.qk_norm is not None:
-            q, k = query_key.split((c.heads, c.kv_heads), dim=1)
-            query_key = torch.cat((_normed(q, self.query_norm), _normed(k, self.key_norm)), dim=1)
-        query_key = self._turned(query_key, context)
-        q, k = query_key[:, : c.heads], query_key[:, c.heads :]
+        q, k, v = self._heads(x, context)
         if state is None or context.layout is None:
             seen = KeyValueCache(k, v, context.cu_seqlens)
         else:
@@ -131,16 +127,38 @@ class TransformerBlock(nn.Module):
             seen = KeyValueCache(k.contiguous(), v.contiguous(), seen.cu_seqlens)  # not in one memory with q
         return mixed, seen
 
+    def _heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q and k as they are compared, and v."""
+        c = self.config
+        heads = self.query_key_value(x).unflatten(1, (-1, c.head_dim))
+        query_key, v = heads.split((c.heads + c.kv_heads, c.kv_heads), dim=1)
+        if c.qk_norm is not None:
+            q, k = query_key.split((c.heads, c.kv_heads), dim=1)
+            query_key = torch.cat((_normed(q, self.query_norm), _normed(k, self.key_norm)), dim=1)
+        query_key = self._turned(query_key, context)
+        return query_key[:, : c.heads], query_key[:, c.heads :], v
+
+    def attention_maps(self, x: Float[Tensor, "tokens width"], context: Context) -> list[Tensor]:
+        """Return how much each token of a sequence looks at each: a [heads, tokens, tokens] for every sequence."""
+        c = self.config
+        q, k, _ = self._heads(self._read(x, self.norm)[0], context)
+        k = k.repeat_interleave(c.heads // c.kv_heads, dim=1)
+        lengths = context.cu_seqlens.diff().tolist()
+        maps = []
+        for one, other in zip(torch.split(q, lengths), torch.split(k, lengths), strict=True):
+            products = torch.einsum("qhd,khd->hqk", one * c.head_dim**-0.5, other)
+            maps.append(products.softmax(2, dtype=gate_dtype(products.dtype)))
+        return maps
+
     def _turned(self, query_key: Tensor, context: Context) -> Tensor:
         """Turn q and k by the positions."""
         if not context.turns:
             return query_key
-        style: Literal["half", "interleaved"] = (
-            "interleaved" if self.config.positions == "rotary-interleaved" else "half"
-        )
+        c = self.config
+        style: Literal["half", "interleaved"] = "interleaved" if c.positions == "rotary-interleaved" else "half"
         parts = query_key.chunk(len(context.turns), dim=2)
         turned = [
-            rotary(part, turn, base=self.config.rotary_base, style=style)
+            rotary(part, turn, base=c.rotary_base, style=style, precision=c.rotary_precision)
             for part, turn in zip(parts, context.turns, strict=True)
         ]
         return turned[0] if len(turned) == 1 else torch.cat(turned, dim=2)
@@ -170,7 +188,9 @@ class Transformer(Backbone):
         if config.embedding_norm:
             self.embedding_norm = stream_norm(config)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
-        self.norm = stream_norm(config) if config.post_blocks_norm else nn.Identity()
+        last = config.has_bias("post_blocks_norm")
+        norm = make_norm(config.norm, config.width, config.norm_eps, bias=last)
+        self.norm = norm if config.post_blocks_norm else nn.Identity()
 
     def embed(self, batch: PackedBatch) -> Float[Tensor, "tokens width"]:
         """Return what the first block reads: embeddings, token dropout, learned positions, token type, norm.
@@ -194,6 +214,21 @@ class Transformer(Backbone):
         if c.token_types:
             x = x + self.token_types.weight[0]
         return self.embedding_norm(x) if c.embedding_norm else x
+
+    def attention_maps(self, batch: PackedBatch) -> Iterator[list[Tensor]]:
+        """Yield the attention maps of each block, see ``TransformerBlock.attention_maps``: they need much memory.
+
+        Raises:
+            ConfigError: not every token sees its whole sequence.
+        """
+        c = self.config
+        if c.direction != "bidirectional" or c.window is not None or c.complement is not None:
+            raise ConfigError("Attention maps are made where every token sees its whole sequence, and one strand.")
+        x, context = self.embed(batch), self.context(batch, None)
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            yield block.attention_maps(x, context)
+            x = block(x, context, None, False)[0]
 
     def context(self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False) -> Context:
         """Return boundaries, positions, prefixes, and where the state takes up the tokens.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import ConfigError
+from ..kernels.rotary import PRECISIONS
 from .backbone import BackboneConfig
 from .layers import ACTIVATIONS, GATED, round_up
 
@@ -13,8 +14,9 @@ CHOICES = {
     "direction": ("causal", "bidirectional", "prefix"),
     "norm": ("rms", "layer"),
     "norm_placement": ("pre", "post", "deep"),
-    "activation": tuple(ACTIVATIONS),
+    "activation": ACTIVATIONS,
     "qk_norm": (None, "width", "head"),
+    "rotary_precision": (None, *PRECISIONS),
     "positions": ("rotary", "rotary-interleaved", "rotary-2d", "absolute", "none"),
 }
 
@@ -55,6 +57,8 @@ class TransformerConfig(BackboneConfig):
             first half turns with the place among tokens seen both ways, the second with the place among those read
             one by one, see ``two_positions``), ``"absolute"`` (a learned table) or ``"none"``.
         rotary_base: of the rotary positions.
+        rotary_precision: dtype whose values the rotary frequencies have where a checkpoint was trained so,
+            ``"float32"``, ``"float16"`` or ``"bfloat16"``; None: exact, which only long sequences can tell apart.
         max_positions: rows of the learned table.
         position_offset: row of the learned table that belongs to position 0.
         window: tokens that a token sees, itself included, on each side that it sees; None: all.
@@ -63,6 +67,7 @@ class TransformerConfig(BackboneConfig):
         dropout: share of each half block's output set to zero in training.
         norm_eps: of every norm.
         post_blocks_norm: a norm after the last block.
+        post_blocks_norm_bias: whether it has a bias; None: as the other norms.
         embedding_norm: a norm before the first block.
         token_types: rows of a table whose first is added to every embedding, as BERT does; 0: no table.
         cross_width: channels of a memory that each block looks at between its halves; None: it looks at none.
@@ -87,6 +92,7 @@ class TransformerConfig(BackboneConfig):
     qk_norm: str | None = None
     positions: str = "rotary"
     rotary_base: float | int = 10000.0
+    rotary_precision: str | None = None
     max_positions: int | None = None
     position_offset: int = 0
     window: int | None = None
@@ -94,6 +100,7 @@ class TransformerConfig(BackboneConfig):
     dropout: float | int = 0.0
     norm_eps: float | int = 1e-5
     post_blocks_norm: bool = True
+    post_blocks_norm_bias: bool | None = None
     embedding_norm: bool = False
     token_types: int = 0
     cross_width: int | None = None
@@ -173,6 +180,8 @@ class TransformerConfig(BackboneConfig):
         return round_up(8 / 3 * self.width, 64) if self.activation in GATED else 4 * self.width
 
     def has_bias(self, part: str) -> bool:
-        """Whether the ``"attention"``, ``"feed_forward"`` or ``"norm"`` has biases."""
+        """Whether the ``"attention"``, ``"feed_forward"``, ``"norm"`` or ``"post_blocks_norm"`` has biases."""
         own: bool | None = getattr(self, f"{part}_bias")
+        if own is None and part == "post_blocks_norm":
+            return self.has_bias("norm")
         return self.bias if own is None else own

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from ..sequences import PackedBatch
 from .backbone import Backbone
@@ -12,6 +14,7 @@ from .strands import backwards
 from .xlstm_blocks import CappedMLSTMBlock, Context, MLSTMBlock, SLSTMBlock
 from .xlstm_config import XLSTMConfig
 
+SINUSOID_BASE = 100_000.0
 BLOCKS: dict[str, type[nn.Module]] = {"mlstm": MLSTMBlock, "slstm": SLSTMBlock, "mlstm-7b": CappedMLSTMBlock}
 
 
@@ -27,6 +30,16 @@ class XLSTM(Backbone):
         self.norm: nn.Module = nn.Identity()
         if config.post_blocks_norm:
             self.norm = make_norm(norm, config.width, config.eps(last), offset=config.norm_offset)
+        self.position_scale: nn.Parameter | None = None
+        if config.positions is not None:
+            self.position_scale = nn.Parameter(torch.full((1,), config.width**-0.5))
+
+    def embed(self, batch: PackedBatch) -> Float[Tensor, "tokens width"]:
+        """Return the embedding of each token, with its position where the configuration asks for it."""
+        x = super().embed(batch)
+        if self.position_scale is None:
+            return x
+        return x + self.position_scale * sinusoids(batch.positions, x.shape[1]).to(self.position_scale.dtype)
 
     def context(self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False) -> Context:
         """Return boundaries and positions; without rotary positions, order is all that an xLSTM knows of them."""
@@ -34,3 +47,11 @@ class XLSTM(Backbone):
         if self.config.rotary is None or self.config.direction == "causal":
             return Context(batch.cu_seqlens, positions, positions)
         return Context(batch.cu_seqlens, positions, positions[backwards(batch.cu_seqlens)])
+
+
+def sinusoids(positions: Int[Tensor, " tokens"], width: int) -> Float[Tensor, "tokens width"]:
+    """Return the sines, then the cosines, of positions (Vaswani et al. 2017), with base 100,000."""
+    precise = torch.float32 if positions.device.type == "mps" else torch.float64  # Apple GPUs have no float64
+    frequencies = SINUSOID_BASE ** (-torch.arange(width // 2, device=positions.device, dtype=precise) / (width // 2))
+    angles = positions.to(precise)[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=1)

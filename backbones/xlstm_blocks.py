@@ -113,7 +113,8 @@ class MLSTMBlock(nn.Module):
         return h, convolved, ConvolvedState(after, last) if return_state else None
 
     def _turn(self, x: Hidden, positions: Int[Tensor, " tokens"]) -> Hidden:
-        parts = x.unflatten(1, (1 if self.rotary == "width" else self.heads, -1))
+        heads = 1 if self.rotary == "width" else self.heads
+        parts = x.reshape(len(x), heads, x.shape[1] // heads)
         return rotary(parts, positions, base=self.rotary_base, style="interleaved").flatten(1)
 
     def _gates(
@@ -180,7 +181,8 @@ class SLSTMBlock(nn.Module):
         return summed([self._fed(x + part) for part in (mixed if self.tied else [summed(mixed)])]), new
 
     def _fed(self, x: Hidden) -> Hidden:
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        out: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x + out
 
     def _read(
         self,
@@ -248,7 +250,8 @@ class CappedMLSTMBlock(nn.Module):
     def _fed(self, x: Hidden, mixed: Hidden) -> Hidden:
         if self.training and self.dropout.p:
             x = x + self.dropout(self.out(mixed))
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+            out: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+            return x + out
         x = added(self.out, mixed, x)
         fed: Hidden = self.feed_forward(self.feed_forward_norm(x), x)
         return fed

@@ -11,7 +11,8 @@ from .backbone import BackboneConfig
 from .layers import round_up
 
 KINDS = ("mlstm", "slstm", "mlstm-7b")
-DIRECTIONS = ("causal", "alternating", "bidirectional", "tied")
+DIRECTIONS = ("causal", "alternating", "alternating-first", "bidirectional", "tied")
+POSITIONS = (None, "sinusoidal")
 ROTARY = (None, "width", "head")
 
 
@@ -29,12 +30,15 @@ class XLSTMConfig(BackboneConfig):
             v, learnable skip, gated down-projection. ``"slstm"``: LayerNorm, convolution, cell, then a gated GELU.
             ``"mlstm-7b"``: RMSNorm, plain q, k, v and output gate, soft-capped gates, then a SwiGLU. The norm behind
             the last block is an RMSNorm where every block is an ``"mlstm-7b"``, and else a LayerNorm.
-        direction: ``"causal"``; ``"alternating"``: odd blocks read right to left; ``"bidirectional"``: each cell reads
+        direction: ``"causal"``; ``"alternating"``: odd blocks read right to left, the second being the first of them;
+            ``"alternating-first"`` (DNA-xLSTM): even blocks do, from the first on; ``"bidirectional"``: each cell reads
             both ways with the same weights, and the outputs are summed; ``"tied"`` (DNA-xLSTM): each block, residual
             and feed-forward included, reads both ways with the same weights, and the outputs are summed.
         expansion: inner width / width of an ``"mlstm"`` block, of all or of each, rounded up to a multiple of 64.
         convolution: taps of the causal convolution.
         projection_block: block size of the block-diagonal q, k, v.
+        positions: what is added to the embeddings: nothing, or ``"sinusoidal"`` (DNA-xLSTM): sines and then cosines of
+            the batch's ``positions``, with base 100,000, all times one learned scale.
         rotary: rotary positions (interleaved) of q and k in ``"mlstm"`` blocks; they are the batch's ``positions``,
             from the last to the first where a block reads right to left. ``"width"`` (Prot-xLSTM): over all heads as
             one vector, and seen by the gates; ``"head"`` (DNA-xLSTM): each head by itself, and not seen by the gates.
@@ -60,6 +64,7 @@ class XLSTMConfig(BackboneConfig):
     expansion: float | int | tuple[float | int, ...] = 2.0
     convolution: int = 4
     projection_block: int = 4
+    positions: str | None = None
     rotary: str | None = None
     rotary_base: float | int = 500000.0
     qk_factor: float | int = 0.5
@@ -74,7 +79,7 @@ class XLSTMConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in (("direction", DIRECTIONS), ("rotary", ROTARY)):
+        for name, allowed in (("direction", DIRECTIONS), ("positions", POSITIONS), ("rotary", ROTARY)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(map(str, allowed))}.")
         for name in ("vocabulary_size", "width", "depth", "heads", "convolution", "projection_block"):
@@ -101,6 +106,8 @@ class XLSTMConfig(BackboneConfig):
     def _divisions(self) -> list[tuple[str, int, int]]:
         """What must be divisible, by what: only of the blocks that there are."""
         divisions = []
+        if self.positions is not None:
+            divisions.append(("width", self.width, 2))
         if set(self.kinds) != {"mlstm"}:
             divisions.append(("width", self.width, self.heads))
         if "mlstm-7b" in self.kinds:
@@ -155,4 +162,4 @@ class XLSTMConfig(BackboneConfig):
         """Return the directions in which a block reads, True for right to left."""
         if self.direction in ("bidirectional", "tied"):
             return (False, True)
-        return (self.direction == "alternating" and block % 2 == 1,)
+        return ({"alternating": 1, "alternating-first": 0}.get(self.direction) == block % 2,)

@@ -6,15 +6,20 @@
 Without ``--train`` it uses RDKit's NCI molecules, the demo's data. Each model trains alone for ``--minutes``, then
 samples ``--count`` molecules at temperature 1 without constraints. Printed: parameters, tokens seen, valid, unique (of
 valid), novel (of unique), and, with ``--test``, the Frechet ChemNet distance to it (fcd_torch; less is better).
+
+With ``--tokens-per-second`` a run is as long as ``--minutes`` at that speed would make it, counted in tokens: measure
+the speeds by a short run on a quiet machine, and the long one may then share it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +27,9 @@ import torch
 from machine import describe
 from numpy.typing import NDArray
 from processive import chem, inference
-from processive.training import read_recipe, train
+from processive.sequences import replacing
+from processive.training import TrainingConfig, read_recipe, train
+from processive.training.data import epoch_batches
 from torch import Tensor, nn
 
 LSTM_RATE, LSTM_BATCH = 3e-3, 64
@@ -65,19 +72,37 @@ def length_sorted_batches(lengths: NDArray[np.int64], rng: np.random.Generator) 
 
 
 def train_lstm(
-    sequences: Sequence[NDArray[np.int32]], vocabulary: int, pad: int, width: int, minutes: float
+    sequences: Sequence[NDArray[np.int32]],
+    vocabulary: int,
+    pad: int,
+    width: int,
+    *,
+    minutes: float,
+    most: int | None,
+    standing: Path | None,
 ) -> tuple[PlainLSTM, int]:
-    """Train for ``minutes`` with AdamW, warm-up and cosine; return the model and the tokens it saw."""
+    """Train for ``minutes`` or ``most`` tokens with AdamW, warm-up and cosine; return the model and the tokens.
+
+    A run counted in tokens leaves where it stands in ``standing`` after each epoch, and goes on from there.
+    """
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
     model = PlainLSTM(vocabulary, width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LSTM_RATE, weight_decay=0.01)
     tensors = [torch.from_numpy(sequence.astype(np.int64)) for sequence in sequences]
     lengths = np.array([len(sequence) for sequence in sequences])
-    began, tokens, step = time.monotonic(), 0, 0
-    while True:
-        for batch in length_sorted_batches(lengths, rng):
-            done = (time.monotonic() - began) / (60 * minutes)
+    began, tokens, step, first = time.monotonic(), 0, 0, 0
+    if most is not None and standing is not None and standing.exists():
+        found = torch.load(standing, weights_only=True)
+        model.load_state_dict(found["model"])
+        optimizer.load_state_dict(found["optimizer"])
+        tokens, step, first = found["tokens"], found["step"], found["epoch"]
+    for epoch in itertools.count(first):
+        if most is not None and standing is not None:
+            states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            with replacing(standing) as file:
+                torch.save({**states, "tokens": tokens, "step": step, "epoch": epoch}, file)
+        for batch in length_sorted_batches(lengths, np.random.default_rng([0, epoch])):
+            done = (time.monotonic() - began) / (60 * minutes) if most is None else tokens / most
             if done >= 1:
                 return model.eval(), tokens
             optimizer.param_groups[0]["lr"] = (
@@ -94,6 +119,16 @@ def train_lstm(
             step += 1
             if step % 200 == 0:
                 print(f"  lstm: {done:.0%}, step {step}, loss {loss.item():.3f}", flush=True)
+    raise AssertionError  # there is always another epoch
+
+
+def in_tokens(config: TrainingConfig, sequences: Sequence[NDArray[np.int32]], most: int | None) -> TrainingConfig:
+    """Return the configuration that ends after about ``most`` tokens, or as it is without them."""
+    if most is None:
+        return config
+    lengths = np.array([len(sequence) for sequence in sequences])
+    steps = len(epoch_batches(lengths, batch_tokens=config.batch_tokens, seed=0, epoch=0))
+    return replace(config, minutes=None, steps=round(most * steps / lengths.sum()))
 
 
 @torch.inference_mode()
@@ -118,12 +153,17 @@ def main() -> None:
     parser.add_argument("--train", type=Path, help="molecules to train on; RDKit's NCI 5K if not given")
     parser.add_argument("--test", type=Path, help="held-out molecules for FCD")
     parser.add_argument("--minutes", type=float, default=2.75)
+    parser.add_argument(
+        "--tokens-per-second", type=float, nargs="+", metavar="RATE", help="of each of --models, to count in tokens"
+    )
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--models", nargs="+", default=["chem-xlstm", "lstm"], choices=["chem-xlstm", "lstm"])
     parser.add_argument("--size", default="tiny", help="size of the recipe: tiny, or small for 1.6 million parameters")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the recipe to change")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, help="folder for the designs and the numbers")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the designs, the numbers and the run, which goes on if stopped"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.train is None:
@@ -134,6 +174,10 @@ def main() -> None:
     training = [record.text for record in records.usable]
     overrides = dict(pair.split("=", 1) for pair in arguments.set)
     recipe = read_recipe("chem-xlstm", arguments.size, overrides={**overrides, "training.minutes": arguments.minutes})
+    rates = arguments.tokens_per_second or [None] * len(arguments.models)
+    most = {
+        name: rate and round(60 * arguments.minutes * rate) for name, rate in zip(arguments.models, rates, strict=True)
+    }
     tokenizer = chem.make_tokenizer(recipe.tokenizer, records)
     sequences = chem.tokenize(records, tokenizer)
     vocabulary = tokenizer.vocabulary
@@ -151,7 +195,15 @@ def main() -> None:
     for name in arguments.models:
         if name == "lstm":
             width = width_for(ours.parameters_count, len(vocabulary))
-            model, seen = train_lstm(sequences, len(vocabulary), vocabulary.require("pad"), width, arguments.minutes)
+            model, seen = train_lstm(
+                sequences,
+                len(vocabulary),
+                vocabulary.require("pad"),
+                width,
+                minutes=arguments.minutes,
+                most=most["lstm"],
+                standing=arguments.out and arguments.out / "lstm.pt",
+            )
             parameters = sum(p.numel() for p in model.parameters())
             designs = sample_lstm(
                 model,
@@ -161,8 +213,10 @@ def main() -> None:
                 count=arguments.count,
             )
         else:
+            config = in_tokens(recipe.training, sequences, most[name])
             with tempfile.TemporaryDirectory() as folder:
-                metrics = train(ours, sequences, recipe.training, out=Path(folder) / "run")
+                run = Path(arguments.out or folder) / "run"
+                metrics = train(ours, sequences, config, out=run, resume=True)
             seen, parameters = metrics["tokens"], ours.parameters_count
             designs = inference.generate(ours, arguments.count, max_length=256, seed=0)
         report = chem.report(designs, training)

@@ -1,6 +1,9 @@
 """DNA and proteins: tokenizers, FASTA, the other strand, variant effects, and the verbs."""
 
+from .contacts import contacts
 from .graph import contact_graph
+from .homologs import homolog_batch, homolog_context
+from .letters import LetterTokenizer
 from .readers import read, write_fasta
 from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
 from .tasks import embed, generate, logits, make_tokenizer, score, tokenize
@@ -12,13 +15,17 @@ __all__ = [
     "BASES",
     "DNATokenizer",
     "KmerTokenizer",
+    "LetterTokenizer",
     "ProteinTokenizer",
     "all_single_variants",
     "apply_variant",
     "contact_graph",
+    "contacts",
     "embed",
     "generate",
     "guess_alphabet",
+    "homolog_batch",
+    "homolog_context",
     "logits",
     "make_tokenizer",
     "parse_variant",

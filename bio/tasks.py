@@ -74,7 +74,7 @@ def embed(
     """
     from ..inference import embed as embed_texts
 
-    texts = _texts(records, model.tokenizer)
+    texts = texts_of(records, model.tokenizer)
 
     def run(texts: Texts) -> Any:
         return embed_texts(model, texts, layer=layer, pooling=pooling, batch_tokens=batch_tokens, progress=progress)
@@ -109,7 +109,7 @@ def score(
     """
     from ..inference import score as score_texts
 
-    texts = _texts(records, model.tokenizer)
+    texts = texts_of(records, model.tokenizer)
 
     def run(texts: Texts) -> Any:
         return score_texts(model, texts, conditions=conditions, batch_tokens=batch_tokens, progress=progress)
@@ -144,7 +144,7 @@ def logits(
     """
     from ..inference import logits as logits_of_texts
 
-    texts = _texts(records, model.tokenizer)
+    texts = texts_of(records, model.tokenizer)
     if model.causal:
         raise ConfigError("A causal model has logits for the next residue, not for the one it reads: use score.")
 
@@ -201,7 +201,7 @@ def generate(
     )
 
 
-def _texts(records: Sequence[Record | str], tokenizer: Tokenizer) -> list[str | None]:
+def texts_of(records: Sequence[Record | str], tokenizer: Tokenizer) -> list[str | None]:
     """Texts of the records, None for one with a problem; each is held against the tokenizer before any is computed."""
     if isinstance(records, str):
         raise InputError("This is one string, not a list of sequences.", hint="Put it in brackets: [sequence].")

@@ -21,8 +21,23 @@ from .sequence import IUPAC, Alphabet, ascii_letters, refused, reverse_complemen
 Ambiguous = Literal["N", "refuse"]
 Uracil = Literal["T", "refuse"]
 Fallback = Literal["single", "refuse"]
+Layout = Literal["generator", "nucleotide-transformer-v1", "nucleotide-transformer-v2"]
 
 _NOTHING = 255  # a letter that has no code
+_GENERATOR = (
+    "<oov> <s> </s> <pad> <mask> <bog> <eog> <bok> <eok> <+> <-> <cds> <pseudo> <tRNA> <rRNA> <ncRNA> <miscRNA> <mam> "
+    "<vrt> <inv> <pln> <fng> <prt> <arc> <bct> <mit> <plt> <plm> <vir> <sp0> <sp1> <sp2>"
+)
+_NUCLEOTIDE = ("<unk>", "<pad>", "<mask>", "<cls>")
+_ROLES = {"bos": "<cls>", "mask": "<mask>", "pad": "<pad>", "unk": "<unk>"}
+_LAYOUTS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {  # special tokens and their roles
+    "generator": (
+        tuple(_GENERATOR.split()),
+        {"bos": "<s>", "eos": "</s>", "mask": "<mask>", "pad": "<pad>", "unk": "<oov>"},
+    ),
+    "nucleotide-transformer-v1": (_NUCLEOTIDE, _ROLES),
+    "nucleotide-transformer-v2": ((*_NUCLEOTIDE, "<eos>", "<bos>"), _ROLES),
+}
 _ORDER = "ATCGN"  # codes 0 to 4, the order in which GENERator counts its k-mers
 
 
@@ -131,12 +146,15 @@ class DNATokenizer:
 
 
 class KmerTokenizer:
-    """One token per ``k`` bases, not overlapping, counted from the first base.
+    """One token per ``k`` bases, not overlapping.
 
-    The layout is GENERator's: 32 special tokens, then all k-mers in the order of ``product("ATCG", repeat=k)``; with
-    ``n`` and ``tail`` both "refuse" that is the whole vocabulary, id for id. Otherwise A, T, C, G and N follow as
-    single-base tokens: a window that holds an N, and a tail shorter than ``k``, are written in them, so that nothing
-    is lost and every later window stays where it was.
+    The layout "generator" is GENERator's: its 32 special tokens, then all k-mers in the order of ``product("ATCG",
+    repeat=k)``; with ``n`` and ``tail`` both "refuse" that is the whole vocabulary, id for id. Otherwise A, T, C, G
+    and N follow as single-base tokens: a window that holds an N, and a tail shorter than ``k``, are written in them, so
+    that nothing is lost and every later window stays where it was.
+
+    Nucleotide Transformer's two layouts have fewer special tokens before the same k-mers and single bases. Their
+    windows begin anew behind each N, and there is a token at the begin and none at the end.
 
     Args:
         k: bases per token, 2 to 8.
@@ -144,6 +162,8 @@ class KmerTokenizer:
         tail: the last bases when the length is no multiple of ``k``: "single" bases, or "refuse".
         iupac: what becomes of the other ambiguity codes: read as N, or refused.
         u: what becomes of U: read as T, or refused.
+        layout: "generator", "nucleotide-transformer-v1" or "nucleotide-transformer-v2".
+        end: put the end token after a sequence, where the layout has one; GENERator itself does not.
     """
 
     name: ClassVar[str] = "dna-kmer"
@@ -151,22 +171,36 @@ class KmerTokenizer:
     alphabet: ClassVar[Alphabet] = "dna"
 
     def __init__(
-        self, *, k: int = 6, n: Fallback = "single", tail: Fallback = "single", iupac: Ambiguous = "N", u: Uracil = "T"
+        self,
+        *,
+        k: int = 6,
+        n: Fallback = "single",
+        tail: Fallback = "single",
+        iupac: Ambiguous = "N",
+        u: Uracil = "T",
+        layout: Layout = "generator",
+        end: bool = True,
     ) -> None:
-        _check_options(self.name, n=(n, Fallback), tail=(tail, Fallback), iupac=(iupac, Ambiguous), u=(u, Uracil))
+        _check_options(
+            self.name,
+            n=(n, Fallback),
+            tail=(tail, Fallback),
+            iupac=(iupac, Ambiguous),
+            u=(u, Uracil),
+            layout=(layout, Layout),
+        )
         if not 2 <= k <= 8:
             raise ConfigError(f"{self.name}: k is 2 to 8, not {k}.")
-        self.k, self.n, self.tail, self.iupac, self.u = k, n, tail, iupac, u
-        named = ("<oov>", "<s>", "</s>", "<pad>", "<mask>")
-        specials = (*named, *(f"<reserved_{i}>" for i in range(len(named), 32)))
+        self.k, self.n, self.tail, self.iupac, self.u, self.layout, self.end = k, n, tail, iupac, u, layout, end
+        specials, roles = _LAYOUTS[layout]
         kmers = ("".join(letters) for letters in product("ATCG", repeat=k))
-        singles = _ORDER if "single" in (n, tail) else ""
-        roles = {"bos": "<s>", "eos": "</s>", "mask": "<mask>", "pad": "<pad>", "unk": "<oov>"}
+        singles = _ORDER if "single" in (n, tail) or layout != "generator" else ""
         self.vocabulary = Vocabulary((*specials, *kmers, *singles), roles, specials)
         self._table = _dna_table(iupac, u)
         self._first_kmer = len(specials)
         self._first_single = len(specials) + 4**k
-        self._begin, self._end = self.vocabulary.require("bos"), self.vocabulary.require("eos")
+        self._begin = self.vocabulary.require("bos")
+        self._end = self.vocabulary.role("eos") if end else None
 
     @property
     def letters_per_token(self) -> int:
@@ -181,14 +215,15 @@ class KmerTokenizer:
                 position from 1.
         """
         codes = _dna_codes(record, self._table).astype(np.int32)
-        whole = len(codes) // self.k * self.k
-        if self.tail == "refuse" and whole < len(codes):
+        unknown = codes == _ORDER.index("N")
+        first = int(np.flatnonzero(unknown)[-1]) + 1 if unknown.any() and self.layout != "generator" else 0
+        short = (len(codes) - first) % self.k
+        if self.tail == "refuse" and short:
             raise InputError(
-                f"{len(codes)} bases are no multiple of {self.k}; the last {len(codes) - whole} make no {self.k}-mer.",
-                position=whole + 1,
+                f"{len(codes) - first} bases are no multiple of {self.k}; the last {short} make no {self.k}-mer.",
+                position=len(codes) - short + 1,
                 hint="Cut the sequence, or make the tokenizer with tail='single'.",
             )
-        unknown = codes == _ORDER.index("N")
         if self.n == "refuse" and unknown.any():
             position = int(unknown.argmax()) + 1
             raise InputError(
@@ -196,14 +231,23 @@ class KmerTokenizer:
                 position=position,
                 hint="Cut the sequence there, or make the tokenizer with n='single'.",
             )
+        if self.layout == "generator":
+            return _enclose(self._begin, self._windows(codes), self._end)
+        cuts = np.flatnonzero(np.diff(unknown.astype(np.int8))) + 1
+        parts = [self._windows(part) for part in np.split(codes, cuts)]
+        return _enclose(self._begin, np.concatenate(parts), self._end)
+
+    def _windows(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Ids of the windows from the first base on, of single bases where a window holds an N or is cut short."""
+        whole = len(codes) // self.k * self.k
         in_singles = self._first_single + codes
         cut = in_singles[:whole].reshape(-1, self.k)
-        with_n = unknown[:whole].reshape(-1, self.k).any(1, keepdims=True)
+        with_n = (codes[:whole] == _ORDER.index("N")).reshape(-1, self.k).any(1, keepdims=True)
         number = codes[:whole].reshape(-1, self.k) @ (4 ** np.arange(self.k - 1, -1, -1, dtype=np.int32))
         in_kmers = np.full_like(cut, -1)  # one id per row, the rest is taken out below
         in_kmers[:, 0] = self._first_kmer + number
         ids = np.where(with_n, cut, in_kmers).ravel()
-        return _enclose(self._begin, np.concatenate([ids[ids >= 0], in_singles[whole:]]), self._end)
+        return np.concatenate([ids[ids >= 0], in_singles[whole:]])
 
     @property
     def complement(self) -> tuple[int, ...]:
@@ -220,12 +264,14 @@ class KmerTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"k": self.k, "n": self.n, "tail": self.tail, "iupac": self.iupac, "u": self.u}
+        plain = {"k": self.k, "n": self.n, "tail": self.tail, "iupac": self.iupac, "u": self.u}
+        default = {"layout": "generator", "end": True}  # left out, so that older models and newer ones are alike
+        return plain | {name: getattr(self, name) for name, value in default.items() if getattr(self, name) != value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> KmerTokenizer:
         """Inverse of ``to_dict``; a setting left out has its default."""
-        _check_keys(cls.name, data, ("k", "n", "tail", "iupac", "u"))
+        _check_keys(cls.name, data, ("k", "n", "tail", "iupac", "u", "layout", "end"))
         return cls(**data)
 
 
@@ -235,6 +281,9 @@ class ProteinTokenizer:
     ``encode`` gives ``<cls> residues <eos>``, so residue ``i`` (from 1) is token ``i``. Beside the 20 amino acids there
     are X (any), B, Z (ambiguous), U (selenocysteine), O (pyrrolysine) and the gaps ``-`` and ``.``; J and ``*`` have no
     token and are refused by position.
+
+    Args:
+        chains: ``|`` between chains is a token, as in ESM-C; the others have no meaning for its id.
     """
 
     name: ClassVar[str] = "protein"
@@ -242,10 +291,12 @@ class ProteinTokenizer:
     alphabet: ClassVar[Alphabet] = "protein"
     letters_per_token: ClassVar[int] = 1
 
-    def __init__(self) -> None:
-        specials = ("<cls>", "<pad>", "<eos>", "<unk>", "<null_1>", "<mask>")
+    def __init__(self, *, chains: bool = False) -> None:
+        self.chains = chains
+        specials = ("<cls>", "<pad>", "<eos>", "<unk>", *(() if chains else ("<null_1>",)), "<mask>")
         roles = {"bos": "<cls>", "eos": "<eos>", "mask": "<mask>", "pad": "<pad>", "unk": "<unk>"}
-        self.vocabulary = Vocabulary((*specials[:4], *"LAGVSERTIDPKQNFYMHWCXBUZO.-", *specials[4:]), roles, specials)
+        letters = "LAGVSERTIDPKQNFYMHWCXBUZO.-" + ("|" if chains else "")
+        self.vocabulary = Vocabulary((*specials[:4], *letters, *specials[4:]), roles, specials)
         self._table = np.full(256, -1, np.int32)
         for letter in set(self.vocabulary.tokens) - set(specials):
             self._table[ord(letter)] = self.vocabulary.ids[letter]
@@ -269,26 +320,30 @@ class ProteinTokenizer:
         return _join(self.vocabulary, ids)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: there is nothing to set."""
-        return {}
+        """Plain values for JSON."""
+        return {"chains": True} if self.chains else {}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ProteinTokenizer:
-        """Inverse of ``to_dict``."""
-        _check_keys(cls.name, data, ())
-        return cls()
+        """Inverse of ``to_dict``; a setting left out has its default."""
+        _check_keys(cls.name, data, ("chains",))
+        return cls(**data)
 
 
-def _enclose(begin: int, ids: NDArray[np.int32], end: int) -> NDArray[np.int32]:
+def _enclose(begin: int, ids: NDArray[np.int32], end: int | None) -> NDArray[np.int32]:
     out = np.empty(len(ids) + 2, np.int32)
-    out[0], out[1:-1], out[-1] = begin, ids, end
+    out[0], out[1:-1] = begin, ids
+    if end is None:
+        return out[:-1]
+    out[-1] = end
     return out
 
 
 def _complement(vocabulary: Vocabulary) -> tuple[int, ...]:
-    ids, ends = vocabulary.ids, [vocabulary.require(role) for role in ("bos", "eos")]
+    ids, begin, end = vocabulary.ids, vocabulary.require("bos"), vocabulary.role("eos")
     found = [i if i in vocabulary.special_ids else ids[reverse_complement(t)] for i, t in enumerate(vocabulary.tokens)]
-    found[ends[0]], found[ends[1]] = ends[1], ends[0]
+    if end is not None:
+        found[begin], found[end] = end, begin
     return tuple(found)
 
 

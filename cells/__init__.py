@@ -2,6 +2,7 @@
 
 from .draw import draw_umap
 from .graph import neighbor_graph
+from .langcell import LangCell
 from .matrix import Expression, find_expression
 from .readers import read, write_h5ad
 from .tasks import embed, make_tokenizer, score, tokenize
@@ -12,6 +13,7 @@ __all__ = [
     "Expression",
     "GeneMatch",
     "GeneVocabulary",
+    "LangCell",
     "RankTokenizer",
     "draw_umap",
     "embed",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -56,6 +57,25 @@ class RankTokenizer:
         self.vocabulary = Vocabulary(genes.tokens, roles, specials)
         self._before = np.array([i for i in [self.vocabulary.role("bos")] if i is not None], np.int32)
         self._after = np.array([i for i in [self.vocabulary.role("eos")] if i is not None], np.int32)
+
+    @classmethod
+    def from_table(
+        cls, path: str | Path, *, most_tokens: int | None = None, added: Sequence[str] = ()
+    ) -> RankTokenizer:
+        """Read a table of genes, such as Geneformer's; see ``GeneVocabulary.from_table``.
+
+        Args:
+            path: the table.
+            most_tokens: of a cell, begin and end included; None keeps all.
+            added: special tokens behind those of the table.
+
+        Raises:
+            InputError: the table cannot be read.
+            ConfigError: ``most_tokens`` leaves no room for a gene.
+        """
+        genes = GeneVocabulary.from_table(path).with_specials(added)
+        frame = sum(ROLES[role] in genes.tokens for role in ("bos", "eos"))
+        return cls(genes, max_genes=None if most_tokens is None else most_tokens - frame)
 
     def encode(self, record: Any) -> NDArray[np.int32]:
         """Token ids of one cell.

@@ -120,6 +120,14 @@ class GeneVocabulary:
     def _aliases(self) -> list[tuple[str, int]]:
         return [(alias, i) for i, alias in enumerate(self.aliases) if alias]
 
+    def with_specials(self, specials: Sequence[str]) -> GeneVocabulary:
+        """Return the vocabulary with special tokens behind the others."""
+        if not specials:
+            return self
+        blank = ("",) * len(specials) if self.aliases else ()
+        medians = np.concatenate([self.medians, np.full(len(specials), np.nan)])
+        return GeneVocabulary((*self.tokens, *specials), medians, (*self.aliases, *blank))
+
     def find(self, names: Iterable[str]) -> NDArray[np.int64]:
         """Token id of each gene name, -1 where there is none: versions cut, in any case where that is unambiguous."""
         clean = [gene_name(name) for name in names]

@@ -24,7 +24,6 @@ EXAMPLES: dict[Callable[..., None], str] = {
     embed: "processive embed runs/protein proteins.fasta -o embeddings.npz",
     score: "processive score runs/protein proteins.fasta -o scores.csv --variants A42G,K7E",
     predict: "processive predict runs/solubility molecules.smi -o predictions.csv",
-    models: "processive models runs",
 }
 
 app = typer.Typer(
@@ -37,6 +36,7 @@ app = typer.Typer(
 )
 for verb, example in EXAMPLES.items():
     app.command(epilog=f"Example: {example}")(verb)
+app.add_typer(models, name="models", epilog="Example: processive models runs, processive models describe runs/chem")
 
 
 def _show_version(asked: bool) -> bool:

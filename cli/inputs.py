@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 DOMAINS = ("chem", "bio", "cells")
 OnError = Literal["raise", "skip"]  # as in sequences, which would import torch before --help is shown
 
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `processive train` wrote.")]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder that `processive train` wrote, or hf://owner/name.")
+]
 InputArgument = Annotated[
     Path, typer.Argument(metavar="INPUT", help="SMILES or FASTA (plain, .gz or .zst), or .h5ad for cells.")
 ]

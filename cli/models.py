@@ -1,62 +1,140 @@
-"""processive models."""
+"""processive models: what can be loaded, and what one of them is."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import InputError
 
+if TYPE_CHECKING:
+    from ..models.catalogue import Listed
+    from ..models.describe import Description
+    from ..training import Recipe
+
 MODEL_COLUMNS = ("name", "kind", "family", "parameters", "tokenizer", "folder")
+HUB_COLUMNS = (*MODEL_COLUMNS[:5], "place")
+FAIR_COLUMNS = ("fair-esm's name", "file")
+FORMAT_COLUMNS = ("format", "what comes in it")
 RECIPE_COLUMNS = ("recipe", "domain", "what it trains")
 
 
-def models(
+class _ListByDefault(TyperGroup):
+    """``processive models`` and ``processive models FOLDER`` list; a verb's name comes first otherwise."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put ``list`` before what is no verb."""
+        known = (*self.commands, "--help")
+        parsed: list[str] = super().parse_args(ctx, args if args and args[0] in known else ["list", *args])
+        return parsed
+
+
+models = typer.Typer(cls=_ListByDefault, rich_markup_mode=None)
+
+
+@models.callback()
+def _models() -> None:
+    """List the models that can be loaded, or describe one: models describe MODEL."""
+
+
+@models.command("list", epilog="Example: processive models runs")
+def list_models(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look, two levels deep.")] = Path(),
 ) -> None:
-    """List the models under a folder, and the recipes that come with the package."""
+    """List the models under a folder, in the hub's cache and of fair-esm, the formats, and the recipes."""
     if not folder.is_dir():
         raise InputError("There is no such folder.", path=folder, hint="Name the folder that holds your models.")
-    rows = list(find_models(folder))
-    if rows:
-        _print_table(MODEL_COLUMNS, [[_cell(row[column]) for column in MODEL_COLUMNS] for row in rows])
+    from ..backbones.formats import FORMATS
+    from ..models.catalogue import models_of_the_hub, models_under, published_models
+
+    found = list(models_under(folder))
+    if found:
+        _print_table(MODEL_COLUMNS, [_row(model) for model in found])
     else:
         print(f"No model in {folder} or the folders in it.")
-    print()
-    _print_table(RECIPE_COLUMNS, bundled_recipes())
+    tables = {
+        HUB_COLUMNS: [_row(model) for model in models_of_the_hub()],
+        FAIR_COLUMNS: [[name, str(file or "fetched when it is loaded")] for name, file in published_models()],
+        FORMAT_COLUMNS: [[one.name, one.title] for one in FORMATS],
+        RECIPE_COLUMNS: bundled_recipes(),
+    }
+    for columns, rows in tables.items():
+        if rows:
+            print()
+            _print_table(columns, rows)
 
 
-def find_models(folder: Path) -> Iterator[dict[str, Any]]:
-    """Describe every model in ``folder`` and two levels below, from its configuration; no weight is read."""
-    for depth in ("config.json", "*/config.json", "*/*/config.json"):
-        for path in sorted(folder.glob(depth)):
-            try:
-                config = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue  # another program's file, or one that may not be read: not a model of ours
-            if isinstance(config, dict) and {"format", "kind"} <= config.keys():
-                yield {
-                    "name": config.get("name", path.parent.name),
-                    "kind": config["kind"],
-                    "family": config.get("backbone", {}).get("family", "-"),
-                    "parameters": count_parameters(path.with_name("model.safetensors")),
-                    "tokenizer": config.get("tokenizer", {}).get("name", "-"),
-                    "folder": path.parent,
-                }
+@models.command("describe", epilog="Example: processive models describe runs/chem")
+def describe_model(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A folder, a file of weights, hf://owner/name, fair-esm's name, a recipe."
+        ),
+    ],
+    *,
+    size: Annotated[str | None, typer.Option(help="Of a recipe: tiny, published, or another that it has.")] = None,
+) -> None:
+    """Tell what a model is: architecture, parameters, context, memory per sequence, licence. No weight is read."""
+    from .. import recipes
+    from ..models.describe import describe
+
+    is_recipe = model.suffix == ".toml" or (model.stem in recipes.names() and not model.exists())
+    if size is not None and not is_recipe:
+        raise InputError("A size is of a recipe.", path=model, hint="Leave out --size.")
+    described = _recipe(str(model), size or "tiny") if is_recipe else describe(model)
+    table = described.table()
+    width = max(map(len, table))
+    for label, text in table.items():
+        print(f"{label.ljust(width)}  {text}")
 
 
-def count_parameters(weights: Path) -> int | str:
-    """Number of stored weights, read from the header of a safetensors file; "-" if there is no such file."""
-    if not weights.is_file():
-        return "-"
-    with weights.open("rb") as handle:
-        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-    return sum(int(math.prod(tensor["shape"])) for name, tensor in header.items() if name != "__metadata__")
+def _recipe(name: str, size: str) -> Description:
+    """Describe the model that a recipe trains."""
+    from ..models.describe import Description
+    from ..training import read_recipe
+
+    recipe = read_recipe(name, size)
+    if not recipe.backbone:
+        settings = ", ".join(f"{key} {value}" for key, value in recipe.predictor.items())
+        return Description(
+            name=recipe.name,
+            format=f"recipe, size {size}",
+            architecture=f"property model: {settings}",
+            parameters=None,
+            context="",
+            state=None,
+            tokenizer="",
+            source=recipe.source,
+            description=recipe.description,
+        )
+    return _language_model(recipe, size)
+
+
+def _language_model(recipe: Recipe, size: str) -> Description:
+    from dataclasses import replace
+
+    from ..models.describe import of_backbone
+    from .inputs import domain_module
+
+    tokenizer = None  # that of cells is made from the data
+    if recipe.domain != "cells":
+        tokenizer = domain_module(recipe.domain).make_tokenizer(recipe.tokenizer, [])
+    config = recipe.backbone_config(1 if tokenizer is None else len(tokenizer.vocabulary))
+    described = of_backbone(config, recipe.head, tokenizer, name=recipe.name, format=f"recipe, size {size}")
+    longest = recipe.training.max_length if recipe.training else None
+    trained = f"; trained on up to {longest:,} tokens" if longest else ""
+    return replace(
+        described,
+        context=described.context + trained,
+        source=recipe.source,
+        description=recipe.description,
+        licence="yours: a recipe has no weights",
+    )
 
 
 def bundled_recipes() -> list[list[str]]:
@@ -68,8 +146,9 @@ def bundled_recipes() -> list[list[str]]:
     return [[recipe.name, recipe.domain, recipe.description] for recipe in found]
 
 
-def _cell(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _row(model: Listed) -> list[str]:
+    parameters = "-" if model.parameters is None else f"{model.parameters:,}"
+    return [model.name, model.kind, model.family, parameters, model.tokenizer, model.place]
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

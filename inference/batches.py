@@ -55,14 +55,28 @@ def packed(
     batch_tokens: int,
     progress: bool,
     label: str,
-) -> Iterator[tuple[list[int], PackedBatch]]:
-    """Yield packed batches on the model's device, with the numbers of their sequences; empty ones are left out."""
+) -> Iterator[tuple[list[int], list[PackedBatch]]]:
+    """Yield groups of sequences, by number, and the batches to read one after the other with the state carried on.
+
+    Sequences of up to ``batch_tokens`` tokens share one batch. A longer one is alone: a causal model reads it in pieces
+    of ``batch_tokens``, any other whole. Empty ones are left out. The batches are on the model's device.
+    """
     present = [i for i, sequence in enumerate(sequences) if sequence is not None and len(sequence)]
     arrays = [sequence for sequence in sequences if sequence is not None and len(sequence)]
     with tqdm(total=len(present), disable=not progress, desc=label, unit=" sequences") as bar:
         for group in pack([len(array) for array in arrays], batch_tokens):
-            yield [present[i] for i in group], PackedBatch.from_sequences([arrays[i] for i in group]).to(model.device)
+            first = arrays[group[0]]
+            if model.causal and len(first) > batch_tokens:
+                batches = [_piece(first, start, batch_tokens) for start in range(0, len(first), batch_tokens)]
+            else:
+                batches = [PackedBatch.from_sequences([arrays[i] for i in group])]
+            yield [present[i] for i in group], [batch.to(model.device) for batch in batches]
             bar.update(len(group))
+
+
+def _piece(sequence: NDArray[np.integer], start: int, size: int) -> PackedBatch:
+    tokens = torch.from_numpy(sequence[start : start + size].astype(np.int64))
+    return PackedBatch.from_lengths(tokens, torch.tensor([len(tokens)]), offsets=torch.tensor([start]))
 
 
 def conditioned(model: LanguageModel, batch: PackedBatch, conditions: Mapping[str, int] | None) -> PackedBatch:

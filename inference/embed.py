@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -68,7 +69,9 @@ def embed(
         layer: 0 is the token embeddings, ``i`` the output of block ``i``, -1 the last one, after the final norm; or
             several of them.
         pooling: "mean", "last" or "tokens".
-        batch_tokens: most tokens of one packed batch; a longer record gets a batch of its own.
+        batch_tokens: most tokens of one packed batch. A causal model reads a longer record in pieces of so many tokens,
+            its state carried from piece to piece, so that an xLSTM takes the same memory for any length. Any other
+            model needs the whole record at once: activations of some ten times its tokens times the width.
         progress: show a progress bar.
 
     Returns:
@@ -86,10 +89,10 @@ def embed(
     empty = (0, model.width) if pooling == "tokens" else (model.width,)
     rows = [[np.full(empty, np.nan, np.float32) for _ in sequences] for _ in layers]
     with evaluating(model):
-        for group, batch in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="embedding"):
-            for found, hidden in zip(rows, _hidden(model, batch, layers), strict=True):
-                for index, value in zip(group, _pool(model, batch, hidden, pooling), strict=True):
-                    found[index] = value.cpu().numpy()
+        for group, batches in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="embedding"):
+            for found, values in zip(rows, _pooled(model, batches, layers, pooling), strict=True):
+                for index, value in zip(group, values, strict=True):
+                    found[index] = value
     results = [found if pooling == "tokens" else np.stack(found) if found else _none(model) for found in rows]
     return results[0] if isinstance(layer, int) else results
 
@@ -105,23 +108,53 @@ def _layer(model: LanguageModel, number: int) -> int:
     return number % (depth + 1)
 
 
-def _hidden(model: LanguageModel, batch: PackedBatch, layers: list[int]) -> list[Tensor]:
-    if all(number == model.backbone.config.depth for number in layers):
-        return [model.backbone(batch)[0]] * len(layers)
-    every = model.backbone.hidden_layers(batch)
-    return [every[number] for number in layers]
-
-
-def _pool(model: LanguageModel, batch: PackedBatch, hidden: Tensor, pooling: str) -> list[Tensor]:
-    """One tensor per sequence: [width], or [tokens, width] for "tokens"."""
-    kept = ordinary(model, batch.tokens)
-    hidden = hidden.float()
+def _pooled(
+    model: LanguageModel, batches: Sequence[PackedBatch], layers: Sequence[int], pooling: str
+) -> list[list[NDArray[np.float32]]]:
+    """One array per layer and sequence, [width], or [tokens, width] for "tokens"; the batches follow on each other."""
+    counts = [_counts(model, batch) for batch in batches]
+    totals = np.sum(counts, axis=0)
+    if pooling == "tokens":  # room for all of them at once: rows joined later would be there twice
+        results = [[np.empty((total, model.width), np.float32) for total in totals] for _ in layers]
+    else:
+        results = [[np.full(model.width, np.nan, np.float32) for _ in totals] for _ in layers]
+    sums = np.zeros((len(layers), len(totals), model.width))
+    seen, state = np.zeros_like(totals), None
+    for batch, count in zip(batches, counts, strict=True):
+        hidden, state = model.backbone.selected_layers(
+            batch, layers, state, return_state=batch is not batches[-1], reuse_state=state is not None
+        )
+        kept = ordinary(model, batch.tokens)
+        for layer, x in enumerate(hidden):
+            if pooling == "mean":
+                sums[layer] += _sums(batch, kept, x)
+                continue
+            for sequence, (part, here) in enumerate(zip(batch.split(x), batch.split(kept), strict=True)):
+                rows, at = part[here].float().cpu().numpy(), seen[sequence]
+                if pooling == "tokens":
+                    results[layer][sequence][at : at + len(rows)] = rows
+                elif len(rows):
+                    results[layer][sequence][:] = rows[-1]
+        seen += count
     if pooling == "mean":
-        owner = batch.sequence_ids[kept]
-        sums = hidden.new_zeros(len(batch), hidden.shape[1]).index_add_(0, owner, hidden[kept])
-        counts = torch.bincount(owner, minlength=len(batch))
-        return list(sums / counts[:, None])  # 0 / 0 is the NaN row of a record without an ordinary token
-    rows = [part[here] for part, here in zip(batch.split(hidden), batch.split(kept), strict=True)]
-    if pooling == "tokens":
-        return rows
-    return [part[-1] if len(part) else part.new_full(part.shape[1:], torch.nan) for part in rows]
+        with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN row of a record without an ordinary token
+            return [list((layer / totals[:, None]).astype(np.float32)) for layer in sums]
+    return results
+
+
+def _counts(model: LanguageModel, batch: PackedBatch) -> NDArray[np.int64]:
+    """Ordinary tokens of each sequence."""
+    owner = batch.sequence_ids[ordinary(model, batch.tokens)]
+    counts: NDArray[np.int64] = torch.bincount(owner, minlength=len(batch)).cpu().numpy()
+    return counts
+
+
+def _sums(
+    batch: PackedBatch, kept: Bool[Tensor, " tokens"], hidden: Float[Tensor, "tokens width"]
+) -> Float[np.ndarray, "sequences width"]:
+    """Sum over the ordinary tokens of each sequence."""
+    rows = hidden[kept].float()
+    if len(batch) == 1:  # blocked, so that a long sequence keeps its digits
+        return rows.sum(0, keepdim=True).cpu().numpy()
+    sums = rows.new_zeros(len(batch), rows.shape[1]).index_add_(0, batch.sequence_ids[kept], rows)
+    return sums.cpu().numpy()

@@ -28,7 +28,7 @@ def logits(
         model: the model.
         records: what its tokenizer encodes; None stands for a record that cannot be used.
         conditions: ids of conditions that the head of the model knows, for all records, such as ``{"species": 3}``.
-        batch_tokens: most tokens of one packed batch; a longer record gets a batch of its own.
+        batch_tokens: most tokens of one packed batch; a causal model reads a longer record in pieces of so many.
         progress: show a progress bar.
 
     Returns:
@@ -41,10 +41,17 @@ def logits(
     sequences = encode_all(model, records)
     results = [np.zeros((0, len(model.vocabulary)), np.float32) for _ in sequences]
     with evaluating(model):
-        for group, plain in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="logits"):
-            batch = conditioned(model, plain, conditions)
-            rows = batch.split(model.logits(model.backbone(batch)[0], batch).float())
-            kept = batch.split(ordinary(model, batch.tokens))
-            for index, row, here in zip(group, rows, kept, strict=True):
-                results[index] = row[here].cpu().numpy()
+        for group, pieces in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="logits"):
+            parts: list[list[NDArray[np.float32]]] = [[] for _ in group]
+            state = None
+            for piece in pieces:
+                batch = conditioned(model, piece, conditions)
+                more = piece is not pieces[-1]
+                hidden, state = model.backbone(batch, state, return_state=more, reuse_state=state is not None)
+                rows = batch.split(model.logits(hidden, batch).float())
+                kept = batch.split(ordinary(model, batch.tokens))
+                for part, row, here in zip(parts, rows, kept, strict=True):
+                    part.append(row[here].cpu().numpy())
+            for index, part in zip(group, parts, strict=True):
+                results[index] = np.concatenate(part)
     return results

@@ -48,7 +48,8 @@ def log_likelihood(
     """Return the sum over each record's tokens of log p(token | tokens before it), in nats.
 
     The end token is included; the first token of the encoding (the begin token, where there is one) has nothing before
-    it and is not.
+    it and is not. A record of more than ``batch_tokens`` tokens is read in pieces, the state carried from one to the
+    next.
 
     Returns:
         float64 [records], NaN where a record is None or has no token.
@@ -62,15 +63,19 @@ def log_likelihood(
     sequences = encode_all(model, records)
     result = np.full(len(sequences), np.nan)
     with evaluating(model):
-        for group, plain in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="scoring"):
-            batch = conditioned(model, plain, conditions)
-            hidden, _ = model.backbone(batch)
-            predicted = torch.ones_like(batch.tokens, dtype=torch.bool)
-            predicted[batch.cu_seqlens[:-1]] = False
-            at = predicted.nonzero()[:, 0]
-            chosen = _log_probabilities(model, hidden, batch, at - 1).gather(1, batch.tokens[at, None])[:, 0]
-            sums = chosen.new_zeros(len(batch)).index_add_(0, batch.sequence_ids[at], chosen)
-            result[group] = sums.cpu().numpy()
+        for group, batches in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="scoring"):
+            result[group] = 0
+            before, state = None, None  # the hidden state of the last token read, and the state after it
+            for piece in batches:
+                batch = conditioned(model, piece, conditions)
+                more = piece is not batches[-1]
+                hidden, state = model.backbone(batch, state, return_state=more, reuse_state=state is not None)
+                predicting = torch.cat((hidden[:1] if before is None else before, hidden[:-1]))
+                at = batch.positions.nonzero()[:, 0]  # a first token has nothing before it
+                chosen = _log_probabilities(model, predicting, batch, at).gather(1, batch.tokens[at, None])[:, 0]
+                sums = chosen.new_zeros(len(batch)).index_add_(0, batch.sequence_ids[at], chosen)
+                result[group] += sums.cpu().numpy()
+                before = hidden[-1:]
     return result
 
 

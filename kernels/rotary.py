@@ -13,6 +13,7 @@ Floor: 3 FLOP and 8 bytes per channel in float32 (read, write); the angles are s
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ from . import native
 from .backends import choose_backend
 from .packing import expect_shape, gate_dtype
 
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 def rotary(
     x: Float[Tensor, "tokens heads dim"],
@@ -33,16 +36,18 @@ def rotary(
     *,
     base: float | int = 10000.0,
     style: Literal["half", "interleaved"] = "half",
+    precision: str | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "tokens heads dim"]:
     """Turn ``x`` by its ``positions``; the product of two turned vectors depends on their distance only.
 
     The angles are computed in float64, since a position of 10^6 times a float32 frequency is wrong in the second
-    decimal; the rotation runs in float32 (float64 for float64 input).
+    decimal; the rotation runs in float32 (float64 for float64 input). ``precision`` is for models that were trained
+    with coarser frequencies, see ``rotary_frequencies``.
 
     Raises:
         ShapeError: ``dim`` is odd, or there is not one position per token.
-        ConfigError: unknown ``style`` or ``backend``, or ``base`` is not positive.
+        ConfigError: unknown ``style``, ``precision`` or ``backend``, or ``base`` is not positive.
     """
     dim = x.shape[-1]
     if x.ndim != 3 or dim % 2:
@@ -52,14 +57,31 @@ def rotary(
         raise ConfigError(f"Rotary style is 'half' or 'interleaved', not {style!r}.")
     if base <= 0:
         raise ConfigError(f"The rotary base must be positive; it is {base}.")
+    frequencies = rotary_frequencies(dim, float(base), precision)
     if choose_backend("rotary", backend, x.device, x.dtype) == "native":
         turns = np.zeros(dim // 2 + native.MOST_LANES)  # as vectors read beyond the end
-        turns[: dim // 2] = float(base) ** (-np.arange(0, dim, 2) / dim) / (2 * np.pi)
+        turns[: dim // 2] = frequencies / (2 * np.pi)
         turned: Tensor = _Rotary.apply(  # type: ignore[no-untyped-call]
             x.float(), positions.long().contiguous(), _Turn(turns, style == "interleaved", 1.0)
         )
         return turned.to(x.dtype)
-    return _turned(x, positions, base, style)
+    return _turned(x, positions, frequencies, style)
+
+
+@lru_cache(maxsize=64)
+def rotary_frequencies(dim: int, base: float, precision: str | None = None) -> NDArray[np.float64]:
+    """Return the angle per position of each pair of channels, float64 [dim / 2].
+
+    Most published code computes them in float32, and ESM-2's stand in its checkpoints in float16. ``precision`` names
+    the dtype whose values they had: the last bits of an angle grow with the position.
+    """
+    if precision is None:
+        return np.asarray(base ** (-np.arange(0, dim, 2) / dim))
+    if precision not in PRECISIONS:
+        raise ConfigError(f"Rotary frequencies are {', '.join(PRECISIONS)} or None, not {precision!r}.")
+    computed = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim))
+    rounded: NDArray[np.float64] = computed.to(PRECISIONS[precision]).double().numpy()
+    return rounded
 
 
 class _Turn(NamedTuple):
@@ -95,12 +117,10 @@ class _Rotary(torch.autograd.Function):
         return _Rotary.apply(dy, positions, back), None, None  # type: ignore[no-untyped-call]
 
 
-def _turned(x: Tensor, positions: Tensor, base: float | int, style: str) -> Tensor:
+def _turned(x: Tensor, positions: Tensor, frequencies: NDArray[np.float64], style: str) -> Tensor:
     """Turn by cosines and sines of all tokens, in torch."""
-    dim = x.shape[-1]
     precise = torch.float32 if x.device.type == "mps" else torch.float64  # Apple GPUs have no float64
-    frequencies = float(base) ** (-torch.arange(0, dim, 2, device=x.device, dtype=precise) / dim)
-    angles = positions.to(precise)[:, None, None] * frequencies
+    angles = positions.to(precise)[:, None, None] * torch.tensor(frequencies, dtype=precise, device=x.device)
     dtype = gate_dtype(x.dtype)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     if style == "half":

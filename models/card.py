@@ -19,6 +19,7 @@ class ModelCard:
     Attributes:
         description: what the model is for, in a sentence or two.
         licence: under which its weights may be used.
+        source: where the weights were taken from, with the revision.
         data: what it was trained on: files, records, tokens, hashes.
         recipe: how it was trained: the recipe's name and every setting.
         metrics: what was measured, by name.
@@ -28,6 +29,7 @@ class ModelCard:
 
     description: str = ""
     licence: str = ""
+    source: str = ""
     data: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -51,6 +53,7 @@ def card_text(name: str, card: ModelCard, sections: Mapping[str, Mapping[str, An
     lines = [f"# {name}", ""]
     lines += [card.description, ""] if card.description else []
     lines += [f"{card.parameters:,} parameters." + (f" Licence: {card.licence}." if card.licence else ""), ""]
+    lines += [f"Weights taken from {card.source}.", ""] if card.source else []
     lines += ["```python", "import processive as pv", "", 'model = pv.load("path/to/this/folder")', "```", ""]
     tables = {"Data": card.data, "Metrics": card.metrics, "Recipe": card.recipe, **sections, "Versions": card.versions}
     for title, table in tables.items():

@@ -6,23 +6,22 @@ Nothing is unpickled, and no name from a folder is imported as code.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..backbones import config_from_dict, config_to_dict, from_plain, to_plain
-from ..backbones.layers import Linear
+from ..backbones import config_to_dict, to_plain
 from ..errors import ConfigError, InputError
 from ..sequences import check_file, replacing, tokenizer_from_dict, tokenizer_to_dict
-from .card import ModelCard, card_text, installed_versions
-from .head import Head, HeadConfig
+from .build import build_model, wanted_dtypes
+from .card import card_text, installed_versions
 from .language_model import LanguageModel
+from .weights import open_weights
 
 FORMAT = 1
 KIND = "language-model"
@@ -58,44 +57,18 @@ def save(model: LanguageModel, folder: str | Path) -> None:
         config_file.write_text(text, encoding="utf-8")
 
 
-def load(
-    folder: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    cls: type[Model] = LanguageModel,  # type: ignore[assignment]
-) -> Model:
-    """Read a model from a folder, in evaluation mode.
-
-    Args:
-        folder: what ``LanguageModel.save`` wrote.
-        device: where the weights go.
-        dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
-            maps alone, nearly all of a model: embeddings, norms, gates, activations and states are float32, in contrast
-            to ``model.to(dtype)``. With ``torch.bfloat16`` a token is decoded by reading half as much.
-        cls: class of the model.
-
-    Raises:
-        InputError: a file is missing or damaged, of another format or kind, or a tensor is missing, extra or misshapen.
-        ConfigError: the tokenizer is of a package that is not installed.
-    """
-    config_file = check_file(_folder(folder) / CONFIG)
+def load_own(folder: Path, cls: type[Model], *, device: str | torch.device, dtype: torch.dtype | None) -> Model:
+    """Read what ``save`` wrote, in evaluation mode; see ``load``."""
+    config_file = check_file(folder / CONFIG)
     config = read_config(config_file)
     tokenizer = tokenizer_from_dict(config["tokenizer"])
     try:
-        with torch.device("meta"):
-            model = cls(
-                tokenizer,
-                config_from_dict(config["backbone"]),
-                from_plain(HeadConfig, config["head"], what="head"),
-                name=str(config["name"]),
-                card=from_plain(ModelCard, config["card"], what="card"),
-            )
+        model = build_model(tokenizer, config, cls)
     except ConfigError as error:
         raise InputError(str(error), path=config_file) from None
-    narrow = _matrices(model) if dtype is not None and dtype.itemsize < torch.float32.itemsize else None
-    tensors = read_weights(config_file.parent / WEIGHTS, model.state_dict(), device=device, dtype=dtype, narrow=narrow)
-    model.load_state_dict(tensors, assign=True)
+    own = model.state_dict()
+    wanted = dict(zip(own, wanted_dtypes(model, list(own), dtype), strict=True))
+    model.load_state_dict(read_weights(folder / WEIGHTS, own, wanted, device=device), assign=True)
     return model.eval()
 
 
@@ -130,50 +103,32 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_weights(
     path: Path,
     expected: Mapping[str, Tensor],
+    wanted: Mapping[str, torch.dtype | None],
     *,
     device: str | torch.device,
-    dtype: torch.dtype | None,
-    narrow: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file that are called and shaped as ``expected``.
 
-    ``narrow`` names those that take ``dtype``, the others then being float32; None: all of them do.
+    ``wanted`` is the dtype of each, None for the stored one.
 
     Raises:
         InputError: the file is missing or damaged, or tensors are missing, unknown or misshapen; all are named.
     """
-    check_file(path)
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            wrong = [f"{name} is missing" for name in expected if name not in found]
-            wrong += [f"{name} is unknown" for name in found if name not in expected]
-            wrong += [
-                f"{name} has shape {list(found[name])} in place of {list(tensor.shape)}"
-                for name, tensor in expected.items()
-                if name in found and found[name] != tuple(tensor.shape)
-            ]
-            if wrong:
-                raise InputError(f"The weights do not fit config.json: {'; '.join(wrong)}.", path=path)
-            tensors: dict[str, Tensor] = {}
-            for name in expected:
-                tensor = file.get_tensor(name)
-                wanted = dtype if narrow is None or name in narrow else torch.float32
-                tensors[name] = tensor if wanted is None or not tensor.is_floating_point() else tensor.to(wanted)
-    except SafetensorError as error:
-        raise InputError(f"The weights are damaged ({error}).", path=path, hint="Copy or train them again.") from None
+    with open_weights([path]) as weights:
+        found = weights.shapes
+        wrong = [f"{name} is missing" for name in expected if name not in found]
+        wrong += [f"{name} is unknown" for name in found if name not in expected]
+        wrong += [
+            f"{name} has shape {list(found[name])} in place of {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in found and found[name] != tuple(tensor.shape)
+        ]
+        if wrong:
+            raise InputError(f"The weights do not fit config.json: {'; '.join(wrong)}.", path=path)
+        tensors: dict[str, Tensor] = {}
+        for name in expected:
+            stored = weights.read(name)
+            tensors[name] = stored.to(device, wanted[name] if stored.is_floating_point() else None)
+            if tensors[name] is not stored:
+                weights.let_go(stored)
     return tensors
-
-
-def _matrices(model: LanguageModel) -> frozenset[str]:
-    """Names of the matrices of the linear maps that take inputs wider than themselves."""
-    return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear | Head))
-
-
-def _folder(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise InputError("There is no such folder.", path=path, hint="A model is a folder with config.json.")
-    if not path.is_dir():
-        raise InputError("A model is a folder, and this is a file.", path=path)
-    return path

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..backbones.layers import ACTIVATIONS, apply_linear, linear_in, small_init_, soft_cap
+from ..backbones.layers import activated, apply_linear, linear_in, small_init_, soft_cap
 from ..errors import ConfigError, InputError
 from ..sequences import PackedBatch
 
@@ -31,6 +31,8 @@ class HeadConfig:
         conditions: pairs of a name and a number of ids, in JSON and TOML a mapping such as ``{"species": 12}``. A
             sequence whose ``PackedBatch.conditions["species"]`` is 1 to 12 has an embedding added to its hidden states
             before the head (LangSAMP, Liu et al. 2024); with 0, or without such a condition, it has none.
+        contacts: the model has a logistic regression from its attention maps to contacts of residues, as ESM-2 has
+            (``LanguageModel.contacts``, see ``bio.contacts``).
     """
 
     kind: str = "linear"
@@ -40,6 +42,7 @@ class HeadConfig:
     norm_eps: float | int = 1e-5
     activation: str = "gelu"
     conditions: tuple[tuple[str, int], ...] = ()
+    contacts: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -115,7 +118,7 @@ class Head(nn.Module):
         for name, ids in (conditions or {}).items():
             hidden = hidden + self.conditions[name](ids).repeat(len(hidden) // max(len(ids), 1), 1)
         if self.dense is not None and self.norm is not None:
-            hidden = self.norm(ACTIVATIONS[self.config.activation](self.dense(hidden)))
+            hidden = self.norm(activated(self.dense(hidden), self.config.activation))
         logits = apply_linear(hidden, embedding if self.weight is None else self.weight, self.bias)
         if self.complement is not None:
             own, other = logits.chunk(2)

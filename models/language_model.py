@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..backbones import AnyConfig, Backbone, BackboneState, build
+from ..backbones import AnyConfig, Backbone, BackboneState, TransformerConfig, build
 from ..errors import ConfigError
 from ..sequences import PackedBatch, Tokenizer, Vocabulary
 from .card import ModelCard
@@ -22,6 +22,7 @@ class LanguageModel(nn.Module):
         tokenizer: text to token ids and back.
         backbone: token ids to hidden states.
         head: hidden states to logits.
+        contacts: attention maps, [blocks x heads], to the log-odds of a contact, where the head configuration says so.
         name: used for keys such as ``obsm["X_<name>"]`` and as the title of the card.
         card: data, recipe and metrics.
     """
@@ -38,7 +39,8 @@ class LanguageModel(nn.Module):
         """Build a freshly initialised model.
 
         Raises:
-            ConfigError: the backbone has fewer embeddings than the tokenizer has tokens.
+            ConfigError: the backbone has fewer embeddings than the tokenizer has tokens, or no attention maps to
+                find contacts in.
         """
         super().__init__()
         rows, tokens = backbone_config.vocabulary_size, len(tokenizer.vocabulary)
@@ -52,6 +54,11 @@ class LanguageModel(nn.Module):
             vocabulary_size=rows,
             complement=backbone_config.complement,
         )
+        self.contacts: nn.Linear | None = None
+        if self.head.config.contacts:
+            if not isinstance(backbone_config, TransformerConfig):
+                raise ConfigError("Contacts are found in the attention maps of a transformer.")
+            self.contacts = nn.Linear(backbone_config.depth * backbone_config.heads, 1)
         self.name = name
         self.card = card or ModelCard()
 
@@ -113,12 +120,21 @@ class LanguageModel(nn.Module):
         tokens = len(self.vocabulary)
         return logits if logits.shape[1] == tokens else logits[:, :tokens]
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``model.safetensors`` and ``README.md`` to ``folder``; other files there stay.
+    def save(self, folder: str | Path, *, format: str | None = None) -> None:
+        """Write the model to ``folder``; other files there stay.
+
+        Args:
+            folder: made if it is not there.
+            format: None for our own, ``config.json``, ``model.safetensors`` and ``README.md``; or the name of another
+                package's, which then reads the folder ("hf-esm", ...).
 
         Raises:
             OutputError: the folder cannot be written, or the disk is full; what stood there before is untouched.
+            ConfigError: there is no such format, or it cannot hold this model.
         """
-        from .files import save  # files.py builds language models, so it imports this module
+        from . import export, files  # they build language models, so they import this module
 
-        save(self, folder)
+        if format is None:
+            files.save(self, folder)
+        else:
+            export.save_as(self, folder, format)

@@ -1,18 +1,22 @@
-"""What a batch is: vocabulary, tokenizer protocol, packed batch, packing, token stores, text files."""
+"""What a batch is: vocabulary, tokenizer protocol, packed batch, packing, text tokenizers, token stores, text files."""
 
 from .batch import PackedBatch
 from .files import check_file, check_writable, open_text, read_lines, replacing
+from .ids import IdTokenizer
 from .packing import pack, unused_share
 from .records import OnError, Record, Records
 from .store import TokenStore
+from .text import TextTokenizer
 from .tokenizer import Tokenizer, tokenizer_class, tokenizer_from_dict, tokenizer_to_dict
 from .vocabulary import Vocabulary
 
 __all__ = [
+    "IdTokenizer",
     "OnError",
     "PackedBatch",
     "Record",
     "Records",
+    "TextTokenizer",
     "TokenStore",
     "Tokenizer",
     "Vocabulary",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -29,11 +30,21 @@ _LARGE = 2**22  # bytes from which a tensor asks for huge pages
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    files = sorted(Path(__file__).parent.glob("_native*.so"))
+    folder = Path(__file__).parent
+    files = sorted(folder.glob("_native*.so"))
     try:
-        return ctypes.CDLL(str(files[0])) if files else None
+        library = ctypes.CDLL(str(files[0])) if files else None
     except OSError:  # built for another machine; ``backends`` then says that there are none
         return None
+    sources = sorted(path for kind in ("*.c", "*.h") for path in folder.glob(kind))  # of a checkout; a wheel has none
+    if library is not None and sources:
+        version = getattr(library, "native_version", int)() & 0xFFFFFFFF
+        if version != zlib.crc32(b"".join(path.read_bytes() for path in sources)):
+            raise ConfigError(
+                f"{files[0]} was built from other sources than those beside it. Build it again: "
+                "python setup.py build_ext --inplace --force"
+            )
+    return library
 
 
 @cache

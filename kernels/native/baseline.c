@@ -8,6 +8,9 @@
 #endif
 #include "kernels.h"
 
+/* A checksum of the sources, so that a library of older ones is not called with newer arguments. */
+__attribute__((visibility("default"))) unsigned native_version(void) { return NATIVE_VERSION; }
+
 /* The best variant that this processor runs: 0 baseline, 1 AVX2 with FMA, 2 AVX-512. */
 __attribute__((visibility("default"))) int native_level(void) {
 #ifdef __x86_64__

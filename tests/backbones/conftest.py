@@ -31,6 +31,9 @@ XLSTMS = {
     "layer-wise": XLSTMConfig(
         V, 24, 3, heads=2, blocks=("mlstm-7b", "mlstm", "slstm"), expansion=(1, 4.5, 1), norm_offset=True
     ),
+    "sinusoidal": XLSTMConfig(V, 24, 2, heads=2, blocks="slstm", positions="sinusoidal"),
+    "alternating-first": XLSTMConfig(V, 32, 3, heads=2, blocks=MIXED, direction="alternating-first"),
+    "sinusoidal-tied": XLSTMConfig(V, 24, 2, heads=2, direction="tied", positions="sinusoidal"),
     "mlstm-alternating": XLSTMConfig(V, 32, 3, heads=2, direction="alternating"),
     "mlstm-bidirectional": XLSTMConfig(V, 32, 2, heads=2, direction="bidirectional"),
     "mixed-alternating": XLSTMConfig(V, 32, 3, heads=2, blocks=MIXED, direction="alternating"),
@@ -63,6 +66,7 @@ TRANSFORMERS = {
         window=5,
         feed_forward_bias=True,
         rotary_base=100.0,
+        rotary_precision="float32",
     ),
     "decoder-glm": TransformerConfig(V, 24, 2, heads=3, head_width=12, positions="rotary-2d", **GLM),
     "decoder-bert": TransformerConfig(V, 24, 2, heads=4, position_offset=3, cross_width=10, **BERT),
@@ -70,6 +74,19 @@ TRANSFORMERS = {
     "prefix": TransformerConfig(V, 32, 2, heads=4, key_value_heads=2, direction="prefix"),
     "prefix-window": TransformerConfig(V, 32, 2, heads=2, direction="prefix", window=3, norm="layer", norm_bias=True),
     "prefix-glm": TransformerConfig(V, 24, 2, heads=2, direction="prefix", positions="rotary-2d", **GLM),
+    "encoder-esmc": TransformerConfig(
+        V,
+        24,
+        2,
+        heads=2,
+        direction="bidirectional",
+        norm="layer",
+        norm_bias=True,
+        qk_norm="width",
+        post_blocks_norm_bias=False,
+        residual_scale=3.0,
+        rotary_precision="float16",
+    ),
     "encoder": TransformerConfig(
         V, 32, 2, heads=2, direction="bidirectional", norm="layer", activation="gelu", bias=True, token_dropout=3
     ),
@@ -92,7 +109,16 @@ TRANSFORMERS = {
         embedding_norm=True,
     ),
     "encoder-scaled": TransformerConfig(
-        V, 24, 3, heads=4, direction="bidirectional", norm="layer", norm_bias=True, qk_norm="width", residual_scale=3.5
+        V,
+        24,
+        3,
+        heads=4,
+        direction="bidirectional",
+        norm="layer",
+        norm_bias=True,
+        qk_norm="width",
+        residual_scale=3.5,
+        rotary_precision="bfloat16",
     ),
 }
 COMPLEMENT = (0, 1, 2, 3, 4, *range(10, 15), *range(5, 10), 16, 15, 17, 18)

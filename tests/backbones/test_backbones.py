@@ -28,6 +28,7 @@ def test_the_table(cases):
         assert {getattr(config, key) for config in transformers} == set(values)
     others = {"skip_scale", "residual_scale", "bias", "attention_bias", "feed_forward_bias", "norm_bias", "rotary_base"}
     others |= {"token_dropout", "post_blocks_norm", "embedding_norm", "token_types", "cross_width", "window"}
+    others |= {"post_blocks_norm_bias"}
     for key in others | {"key_value_heads", "head_width", "max_positions", "position_offset", "feed_forward_width"}:
         assert len({getattr(config, key) for config in transformers}) > 1, f"the table has one {key} only"
 

@@ -12,7 +12,7 @@ from processive.sequences import PackedBatch
 NAMES = [
     "decoder", "decoder-window", "decoder-window-1", "decoder-plain", "decoder-wide-heads", "decoder-qk-norm",
     "decoder-glm", "decoder-bert", "decoder-cross", "prefix", "prefix-window", "prefix-glm", "encoder",
-    "encoder-window", "encoder-glm", "encoder-bert", "encoder-absolute", "encoder-scaled",
+    "encoder-window", "encoder-glm", "encoder-bert", "encoder-absolute", "encoder-scaled", "encoder-esmc",
 ]  # fmt: skip
 ACTIVATIONS = {"swiglu": F.silu, "geglu": F.gelu, "gelu": F.gelu, "relu": F.relu}
 
@@ -27,11 +27,15 @@ def mask(config, tokens, prefix):
     return seen
 
 
-def turned(x, positions, base, interleaved):
+def turned(x, positions, base, interleaved, precision):
     """Rotary positions as products of complex numbers; x [tokens, heads, dim]."""
     dim = x.shape[-1]
     pairs = x.unflatten(-1, (-1, 2)) if interleaved else x.unflatten(-1, (2, -1)).transpose(-1, -2)
-    angles = positions[:, None].double() * base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    if precision is not None:  # they are computed in float32, as published code does
+        computed = 1 / base ** (torch.arange(0, dim, 2).float() / dim)
+        frequencies = computed.to(getattr(torch, precision)).double()
+    angles = positions[:, None].double() * frequencies
     z = torch.view_as_complex(pairs.contiguous()) * torch.exp(1j * angles)[:, None]
     out = torch.view_as_real(z)
     return (out if interleaved else out.transpose(-1, -2)).flatten(-2)
@@ -67,10 +71,10 @@ def dense(config, w, tokens, prefix=0, memory=None, embedded=None):
         if c.positions in ("absolute", "none"):
             return x
         if c.positions != "rotary-2d":
-            return turned(x, torch.arange(n), c.rotary_base, c.positions == "rotary-interleaved")
-        return torch.cat(
-            [turned(half, at, c.rotary_base, False) for half, at in zip(x.chunk(2, -1), positions(), strict=True)], -1
-        )
+            interleaved = c.positions == "rotary-interleaved"
+            return turned(x, torch.arange(n), c.rotary_base, interleaved, c.rotary_precision)
+        halves = zip(x.chunk(2, -1), positions(), strict=True)
+        return torch.cat([turned(half, at, c.rotary_base, False, c.rotary_precision) for half, at in halves], -1)
 
     def self_attention(x, at):
         q, k, v = (

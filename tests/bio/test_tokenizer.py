@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
-from processive.bio import DNATokenizer, KmerTokenizer, ProteinTokenizer
+from processive.bio import DNATokenizer, KmerTokenizer, LetterTokenizer, ProteinTokenizer
 from processive.errors import ConfigError, InputError
 from processive.sequences import Tokenizer, tokenizer_from_dict, tokenizer_to_dict
 
@@ -128,6 +128,47 @@ def test_kmer_refuses_where_told_to():
         mixed.encode("ACGNG")
 
 
+@pytest.mark.parametrize(("version", "size", "first"), [(1, 4105, 4), (2, 4107, 6)])
+def test_kmer_has_the_ids_of_nucleotide_transformer(version, size, first):
+    tokenizer = KmerTokenizer(layout=f"nucleotide-transformer-v{version}")
+    ids = tokenizer.vocabulary.ids
+    assert len(tokenizer.vocabulary) == size
+    assert tokenizer.vocabulary.tokens[:4] == ("<unk>", "<pad>", "<mask>", "<cls>")
+    assert (ids["AAAAAA"], ids["AAAAAT"], ids["GGGGGG"]) == (first, first + 1, first + 4095)
+    assert [ids[base] for base in "ATCGN"] == list(range(size - 5, size))
+    assert tokenizer.encode("AAAAATAAAAAAAC").tolist() == [3, first + 1, first, size - 5, size - 3]  # and no end
+    assert [tokenizer.vocabulary.role(role) for role in ("unk", "pad", "mask", "bos", "eos")] == [0, 1, 2, 3, None]
+    assert KmerTokenizer.from_dict(tokenizer.to_dict()).vocabulary == tokenizer.vocabulary
+
+
+def test_windows_of_nucleotide_transformer_begin_anew_behind_an_n():
+    tokenizer = KmerTokenizer(k=3, layout="nucleotide-transformer-v2")
+    for text, tokens in (
+        ("ACGANTGGGCC", ["ACG", "A", "N", "TGG", "GCC"]),
+        ("NNACGT", ["N", "N", "ACG", "T"]),
+        ("ACGN", ["ACG", "N"]),
+        ("", []),
+    ):
+        found = tokenizer.encode(text)
+        assert tokenizer.vocabulary.decode(found.tolist()) == ["<cls>", *tokens]
+        assert tokenizer.decode(found) == text
+    assert tokenizer.complement[3] == 3  # it begins and has no end to swap with
+    strict = KmerTokenizer(k=3, tail="refuse", layout="nucleotide-transformer-v1")
+    assert strict.decode(strict.encode("ACGANTGG")) == "ACGANTGG"
+    with pytest.raises(InputError, match="position 9: 4 bases are no multiple of 3; the last 1"):
+        strict.encode("ACGANTGGC")
+
+
+def test_protein_with_chains_has_the_ids_of_esmc():
+    tokenizer = ProteinTokenizer(chains=True)
+    assert tokenizer.vocabulary.tokens[29:] == (".", "-", "|", "<mask>")
+    assert tokenizer.encode("ac|w").tolist() == [0, 5, 23, 31, 22, 2]
+    assert tokenizer.decode(tokenizer.encode("AC|W")) == "AC|W"
+    assert ProteinTokenizer.from_dict(tokenizer.to_dict()).vocabulary == tokenizer.vocabulary
+    with pytest.raises(InputError, match="position 2"):
+        ProteinTokenizer().encode("A|C")
+
+
 def test_protein_has_the_ids_of_esm():
     esm = pytest.importorskip("esm")
     alphabet = esm.Alphabet.from_architecture("ESM-1b")
@@ -171,3 +212,44 @@ def test_options_are_checked(make, options):
         (ConfigError, TypeCheckError), match=next(iter(options))
     ):  # the annotation checker may speak first
         make.from_dict(options)
+
+
+def test_generator_names_its_special_tokens_and_adds_no_end():
+    tokenizer = KmerTokenizer(n="refuse", tail="refuse", end=False)
+    assert tokenizer.encode("AAAAAT").tolist() == [1, 33]
+    assert [tokenizer.vocabulary.ids[token] for token in ("<oov>", "<mask>", "<bog>", "<vir>", "<sp2>")] == [
+        0,
+        4,
+        5,
+        28,
+        31,
+    ]
+    assert KmerTokenizer.from_dict(tokenizer.to_dict()).encode("AAAAAT").tolist() == [1, 33]
+
+
+@given(st.text("ACDEFGHIKLMNPQRSTVWY", max_size=40))
+def test_letters_round_trip(text):
+    tokens = ["<pad>", *"ACDEFGHIKLMNPQRSTVWY", "<gmask>", "<sop>", "<eos>"]
+    tokenizer = LetterTokenizer(tokens, roles={"eos": "<eos>"}, before=["<gmask>", "<sop>"], after=["<eos>"])
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text) + 3
+    assert tokenizer.decode(ids) == tokenizer.decode(tokenizer.encode(text.lower())) == text
+
+
+def test_letters_of_a_file(tmp_path):
+    path = tmp_path / "tokens.txt"
+    path.write_text("<pad>\nA\nC\n<mask>\n<eos>\n")
+    tokenizer = LetterTokenizer.from_file(
+        path, roles={"pad": "<pad>", "mask": "<mask>", "eos": "<eos>"}, after=["<eos>"]
+    )
+    assert tokenizer.encode("aCA").tolist() == [1, 2, 1, 4]
+    assert tokenizer.decode(tokenizer.encode("ACCA")) == "ACCA"
+    again = LetterTokenizer.from_dict(tokenizer.to_dict())
+    assert again.vocabulary == tokenizer.vocabulary
+    assert again.encode("A").tolist() == [1, 4]
+    with pytest.raises(InputError, match="position 2"):
+        tokenizer.encode("AG")
+    with pytest.raises(InputError, match=r"tokens\.txt"):
+        LetterTokenizer.from_file(path, roles={"bos": "<cls>"})
+    with pytest.raises(ConfigError, match="<cls>"):
+        LetterTokenizer(["A"], roles={}, before=["<cls>"])

@@ -336,3 +336,56 @@ def test_models_lists_runs_and_recipes(
 def test_models_of_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", str(tmp_path)]) == 0
     assert f"No model in {tmp_path} or the folders in it." in capsys.readouterr().out
+
+
+def test_models_lists_what_else_can_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("esm2_t33_650M_UR50D ") for line in lines)
+    assert any(line.startswith("hf-esm ") for line in lines)
+
+
+def test_models_without_a_folder_looks_here(
+    chem_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(chem_model.parent)
+    for arguments in (["models"], ["models", "list"], ["models", "list", "."]):
+        assert main(arguments) == 0
+        assert any(line.startswith("chem ") for line in capsys.readouterr().out.splitlines())
+
+
+def table_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    capsys.readouterr()
+    assert main(["models", "describe", *arguments]) == 0
+    return {line[:20].strip(): line[19:].strip() for line in capsys.readouterr().out.splitlines()}
+
+
+def test_describe_a_folder(chem_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = table_of([str(chem_model)], capsys)
+    assert table["parameters"].startswith(f"{pv.load(chem_model).parameters_count:,} (")
+    assert "xLSTM, causal, width 16, 1 mLSTM block," in table["architecture"]
+    assert table["licence"] == "not stated"
+    assert "for any length" in table["memory per sequence"]
+
+
+@pytest.mark.parametrize("recipe", ["chem-xlstm", "dna-xlstm", "protein-encoder", "cell-encoder"])
+@pytest.mark.parametrize("size", ["tiny", "published"])
+def test_describe_a_recipe(recipe: str, size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table = table_of([recipe, "--size", size], capsys)
+    assert table["name"] == recipe
+    assert table["format"] == f"recipe, size {size}"
+    assert table["context"].startswith("no fixed limit")
+    assert ("parameters" in table) == (recipe != "cell-encoder")
+
+
+def test_describe_a_name_and_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert table_of(["esm2_t6_8M_UR50D"], capsys)["licence"] == "MIT"
+    for arguments, said in (
+        (["nothing"], "no such model"),
+        ([str(tmp_path)], "holds no weights"),
+        (["esm2_t6_8M_UR50D", "--size", "tiny"], "A size is of a recipe"),
+        (["chem-xlstm", "--size", "huge"], "no size 'huge'"),
+    ):
+        assert main(["models", "describe", *arguments]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from processive.errors import ConfigError, ShapeError
@@ -57,3 +60,17 @@ def test_the_native_variant_can_be_named(monkeypatch):
     if native.variant() is not None:
         monkeypatch.setenv("PROCESSIVE_NATIVE", "baseline")
         assert native.variant.__wrapped__() == "baseline"
+
+
+def test_a_library_of_other_sources_is_refused(tmp_path, monkeypatch):
+    folder = Path(native.__file__).parent
+    if not sorted(folder.glob("_native*.so")) or not sorted(folder.glob("*.c")):
+        pytest.skip("there is no library, or no sources beside it")
+    for path in (*folder.glob("*.[ch]"), *folder.glob("_native*.so")):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
+    assert native._library.__wrapped__() is not None
+    with (tmp_path / "rows.h").open("a") as file:
+        file.write("/* changed */\n")
+    with pytest.raises(ConfigError, match="built from other sources"):
+        native._library.__wrapped__()

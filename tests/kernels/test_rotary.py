@@ -59,8 +59,23 @@ def test_products_depend_on_the_distance_only(style):
     assert not torch.isclose(products[0], (q * k).sum())
 
 
+@pytest.mark.parametrize(("backend", "dtype", "rms_ratio"), CASES)
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_frequencies_of_a_coarser_dtype(backend, dtype, rms_ratio, precision, assert_close):
+    x, positions = torch.randn(50, 2, 12, dtype=dtype), torch.arange(50) * 37
+    frequencies = 1 / 10000.0 ** (torch.arange(0, 12, 2).float() / 12)
+    angles = positions[:, None, None] * frequencies.to(getattr(torch, precision)).double()
+    a, b = x.double().chunk(2, -1)
+    want = torch.cat((a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), -1)
+    got = rotary(x, positions, precision=precision, backend=backend)
+    assert_close([got], [want], rms_ratio)
+    assert (got - rotary(x, positions, backend=backend)).abs().max() > {"float32": 1e-6}.get(precision, 1e-3)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="even dim"):
         rotary(torch.zeros(2, 1, 5), torch.arange(2))
     with pytest.raises(ConfigError, match="base"):
         rotary(torch.zeros(2, 1, 4), torch.arange(2), base=0)
+    with pytest.raises(ConfigError, match="float32, float16, bfloat16 or None, not 'float8'"):
+        rotary(torch.zeros(2, 1, 4), torch.arange(2), precision="float8")

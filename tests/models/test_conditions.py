@@ -50,7 +50,7 @@ def test_each_sequence_has_its_own(tokenizer, kind):
     for sequence, conditions in enumerate([{}, {"species": 1}, {"species": 3}, {"species": 3, "assay": 2}]):
         alone = PackedBatch.from_sequences([model.tokenizer.encode(WORDS[sequence])])
         alone = replace(alone, conditions={name: torch.tensor([value]) for name, value in conditions.items()})
-        assert (model(alone)[0] - logits[sequence]).abs().max() <= 1e-5
+        assert (model(alone)[0] - logits[sequence]).abs().max() <= 1e-4
     for a, b in ((1, 2), (1, 3), (2, 3)):
         one, two = (model(batch_of(model, species=[value] * 4))[0] for value in (a, b))
         assert (one - two).abs().max() > 1e-2
