@@ -176,5 +176,5 @@ def test_what_does_not_fit_is_refused():
     if "native" in available_backends("rms_norm"):
         with pytest.raises(ConfigError, match="16 divides"):
             rms_norm(gate, torch.ones(10), 1e-5, backend="native")
-        with pytest.raises(ConfigError, match="float32"):
+        with pytest.raises(ConfigError, match="does not take"):
             activation(gate.double(), "gelu", backend="native")
