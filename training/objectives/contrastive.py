@@ -1,4 +1,4 @@
-"""Two towers: embeddings of pairs are drawn together and those of others apart, and a head tells pairs from near misses.
+"""Two towers: embeddings of pairs are drawn together, those of others apart, and a head tells pairs from near misses.
 
 InfoNCE is van den Oord et al. 2018 (arXiv:1807.03748), both ways as CLIP has it (Radford et al. 2021); the hard
 negatives of the matching loss are drawn as in ALBEF (Li et al. 2021, arXiv:2107.07651, section 3.2). LangCell trains
@@ -17,21 +17,21 @@ from ...errors import ConfigError, ShapeError
 
 def contrastive_loss(
     one: Float[Tensor, "pairs width"],
-    other: Float[Tensor, "pairs width"],
+    other: Float[Tensor, "partners other_width"],
     *,
     temperature: float | Float[Tensor, ""] = 0.05,
-    groups: Int[Tensor, " pairs"] | None = None,
+    groups: Int[Tensor, " grouped"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy (nats) of finding the partner among all pairs, from either side.
 
         L = (CE(s, p) + CE(s^T, p)) / 2,      s_ij = cos(one_i, other_j) / temperature
 
     Args:
-        one: embeddings of one tower, of any length.
-        other: those of their partners.
+        one: embeddings of one tower, of any norm.
+        other: those of their partners, [pairs, width].
         temperature: of the softmax.
-        groups: a number for each pair; pairs with the same one (cells with the same text) are all partners, with equal
-            shares in p. None: each has its own partner alone.
+        groups: a number for each pair, [pairs]; those with one number (cells with one text) are all partners, with
+            equal shares in p. None: each has its own partner alone.
 
     Raises:
         ShapeError, ConfigError: the arguments disagree, or the temperature is not positive.
@@ -44,11 +44,11 @@ def contrastive_loss(
 
 def hard_negatives(
     one: Float[Tensor, "pairs width"],
-    other: Float[Tensor, "pairs width"],
+    other: Float[Tensor, "partners other_width"],
     generator: torch.Generator,
     *,
     temperature: float = 0.05,
-    groups: Int[Tensor, " pairs"] | None = None,
+    groups: Int[Tensor, " grouped"] | None = None,
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """Draw for each of either side a wrong partner, the likelier the more similar it is.
 
@@ -65,9 +65,7 @@ def hard_negatives(
     for rows in (similarity, similarity.T):
         lonely = same.all(1)
         chances = rows.masked_fill(same & ~lonely[:, None], float("-inf")).softmax(1)
-        partner = (
-            torch.multinomial(chances, 1, generator=generator)[:, 0] if len(rows) else torch.zeros_like(lonely).long()
-        )
+        partner = torch.multinomial(chances, 1, generator=generator)[:, 0]
         drawn.append(partner.masked_fill(lonely, -1).to(one.device))
     return drawn[0], drawn[1]
 

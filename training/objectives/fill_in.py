@@ -62,7 +62,7 @@ def drawn_spans(ordinary: NDArray[np.bool_], rng: np.random.Generator) -> list[t
     starts = np.sort(rng.choice(candidates, min(number, len(candidates)), replace=False)).tolist()
     stops = np.append(np.flatnonzero(~ordinary), len(ordinary))
     spans = []
-    for start, gap_end in zip(starts, [*starts[1:], len(ordinary)], strict=True):
+    for start, gap_end in pairwise([*starts, len(ordinary)]):
         length = int(rng.integers(1, max(int(LONGEST * (gap_end - start)), 2)))
         stop = int(stops[np.searchsorted(stops, start)])
         spans.append((start, min(start + length, stop)))

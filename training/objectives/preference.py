@@ -2,8 +2,8 @@
 
     L = -log sigmoid(beta ((log pi(w) - log ref(w)) - (log pi(l) - log ref(l))))
 
-w is preferred to l. The likelihoods under the reference, the model before training, do not change: they are computed once
-(``sequence_log_likelihoods`` without gradients, or ``inference.log_likelihood``) and kept beside the sequences.
+w is preferred to l. The likelihoods under the reference, the model before training, do not change: they are computed
+once (``sequence_log_likelihoods`` without gradients, or ``inference.log_likelihood``) and kept beside the sequences.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .objective import Objective
 
 def preference_loss(
     preferred: Float[Tensor, " pairs"],
-    rejected: Float[Tensor, " pairs"],
-    preferred_reference: Float[Tensor, " pairs"],
-    rejected_reference: Float[Tensor, " pairs"],
+    rejected: Float[Tensor, " others"],
+    preferred_reference: Float[Tensor, " preferred"],
+    rejected_reference: Float[Tensor, " rejected"],
     *,
     beta: float = 0.1,
 ) -> Float[Tensor, ""]:
-    """Mean loss of pairs, from the log-likelihoods (nats) of either sequence under the model and the reference.
+    """Mean loss of pairs, from the log-likelihoods (nats, [pairs]) of either sequence under model and reference.
 
     Raises:
         ShapeError, ConfigError: the pairs disagree in number, or ``beta`` is not positive.

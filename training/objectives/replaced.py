@@ -51,7 +51,7 @@ def cluster_replaced(
         batch: the sequences.
         vocabulary: the tokens they are made of.
         generator: of every draw.
-        clusters: the cluster of each token, from 0; what a special token has does not matter.
+        clusters: the cluster of each token, from 0; special tokens have one too, which is not used.
         counts: how often tokens of one cluster passed for tokens of another, see ``count_confusions``; ones at first.
         share: of the ordinary tokens.
         sharpness: 0 draws every cluster alike.
@@ -61,12 +61,13 @@ def cluster_replaced(
     """
     device = batch.tokens.device
     ordinary = Ordinary.of(vocabulary, device, least=2)
-    own = clusters.to(device)[ordinary.ids]
-    if len(clusters) != len(vocabulary) or int(own.min()) < 0 or int(own.max()) >= len(counts):
+    low, high = (int(bound) for bound in torch.aminmax(clusters))
+    if len(clusters) != len(vocabulary) or low < 0 or high >= len(counts):
         raise ConfigError(
             f"Each of the {len(vocabulary)} tokens needs a cluster from 0 to {len(counts) - 1}; clusters has "
-            f"{len(clusters)}, from {int(own.min())} to {int(own.max())}."
+            f"{len(clusters)}, from {low} to {high}."
         )
+    own = clusters.to(device)[ordinary.ids]
     allowed = ordinary.among(batch.tokens)
     chosen = (uniform(len(batch.tokens), generator, device) < share) & allowed
     at = chosen.nonzero()[:, 0]

@@ -1,7 +1,7 @@
 """Labels: a small head on hidden states, and the losses of regression, yes-or-no and classes.
 
-Labels are floating point and NaN where there is none, so that a table with gaps trains whole. Each loss returns a sum and
-the weight of the answers in it: sums and weights of several batches add up, and sum / weight is the mean.
+Labels are floating point and NaN where there is none, so that a table with gaps trains whole. Each loss returns a sum
+and the weight of the answers in it: sums and weights of several batches add up, and sum / weight is the mean.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def sequence_means(
 
 def regression_loss(
     answers: Float[Tensor, "rows outputs"],
-    labels: Float[Tensor, "rows outputs"],
+    labels: Float[Tensor, "labelled columns"],
 ) -> Loss:
-    """Squared errors of the labels there are, and how many these are.
+    """Squared errors of the labels [rows, outputs] there are, and how many these are.
 
     Raises:
         ShapeError: answers and labels disagree.
@@ -72,15 +72,15 @@ def regression_loss(
 
 def binary_loss(
     answers: Float[Tensor, "rows outputs"],
-    labels: Float[Tensor, "rows outputs"],
-    class_weights: Float[Tensor, "outputs 2"] | None = None,
+    labels: Float[Tensor, "labelled columns"],
+    class_weights: Float[Tensor, "weighted two"] | None = None,
 ) -> Loss:
     """Cross-entropies (nats) of yes-or-no labels, of which several may be yes, and their weight.
 
     Args:
         answers: logits of yes.
-        labels: 0, 1 or NaN.
-        class_weights: weight of no and of yes for each output; None: 1.
+        labels: 0, 1 or NaN, [rows, outputs].
+        class_weights: weight of no and of yes for each output, [outputs, 2]; None: 1.
 
     Raises:
         ShapeError: the arguments disagree.
@@ -101,15 +101,15 @@ def binary_loss(
 
 def class_loss(
     answers: Float[Tensor, "rows classes"],
-    labels: Float[Tensor, " rows"],
-    class_weights: Float[Tensor, " classes"] | None = None,
+    labels: Float[Tensor, " labelled"],
+    class_weights: Float[Tensor, " weighted"] | None = None,
 ) -> Loss:
     """Cross-entropies (nats) of one class out of several, and their weight.
 
     Args:
         answers: logits.
-        labels: the number of the class from 0, or NaN.
-        class_weights: weight of each class; None: 1.
+        labels: the number of the class from 0, or NaN, [rows].
+        class_weights: weight of each class, [classes]; None: 1.
 
     Raises:
         ShapeError: the arguments disagree.
@@ -119,9 +119,8 @@ def class_loss(
         raise ShapeError("labels", tuple(labels.shape), tuple(answers.shape[:1]))
     known = ~labels.isnan()
     wanted = labels[known].long()
-    if len(wanted) and (
-        not 0 <= int(wanted.min()) <= int(wanted.max()) < answers.shape[1] or (wanted != labels[known]).any()
-    ):
+    outside = (wanted < 0) | (wanted >= answers.shape[1]) | (wanted != labels[known])
+    if outside.any():
         raise InputError(f"A class is a whole number from 0 to {answers.shape[1] - 1}, or NaN.")
     losses = F.cross_entropy(answers.float()[known], wanted, reduction="none")
     if class_weights is None:
