@@ -26,16 +26,18 @@ def molecules():
     return tokenizer, chem.tokenize(records, tokenizer)
 
 
-@pytest.mark.parametrize("objective", ["masked", "span-masked", "swapped"])
-def test_masks_spans_and_swaps(objective, molecules, tmp_path):
+@pytest.mark.parametrize(
+    ("objective", "gain"),
+    [("masked", 0.4), ("span-masked", 0.12), ("swapped", 0.02)],  # a swapped token must be found before it is guessed
+)
+def test_masks_spans_and_swaps(objective, gain, molecules, tmp_path):
     tokenizer, sequences = molecules
     config = TransformerConfig(len(tokenizer.vocabulary), 48, 2, heads=4, direction="bidirectional")
     model = LanguageModel(tokenizer, config)
-    settings = TrainingConfig(objective=objective, steps=60, batch_tokens=1500, learning_rate=5e-3, validate_every=60)
+    settings = TrainingConfig(objective=objective, steps=200, batch_tokens=600, learning_rate=3e-3, validate_every=200)
     unigram = entropy(sequences, tokenizer)
     metrics = train(model, sequences[:340], settings, out=tmp_path, validation=sequences[340:], progress=False)
-    # Better than the frequencies of the tokens; a swapped token is the hardest, for it must be found first.
-    assert metrics["validation_loss"] < unigram - (0.05 if objective == "swapped" else 0.3)
+    assert metrics["validation_loss"] < unigram - gain  # nats, of 2.0
 
 
 def entropy(sequences, tokenizer) -> float:
@@ -78,9 +80,9 @@ def test_detectors(kind, molecules):
     clusters = torch.arange(len(vocabulary)) % 4
     counts = torch.ones(4, 4)
     losses, chance = [], []
-    for number in range(60):
+    for number in range(150 if kind == "generator" else 60):
         generator = torch.Generator().manual_seed(number)
-        picked = np.random.default_rng(number).choice(len(sequences), 40, replace=False)
+        picked = np.random.default_rng(number).choice(len(sequences), 25, replace=False)
         batch = PackedBatch.from_sequences([sequences[i] for i in picked])
         other = torch.zeros(())
         if kind == "generator":
@@ -106,4 +108,4 @@ def test_detectors(kind, molecules):
         share = float((labels == 1).sum() / weight)
         losses.append(loss.item())
         chance.append(-share * np.log(share) - (1 - share) * np.log(1 - share))
-    assert np.mean(losses[-10:]) < np.mean(chance[-10:]) - 0.03
+    assert np.mean(losses[-20:]) < np.mean(chance[-20:]) - 0.02
