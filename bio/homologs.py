@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..sequences import PackedBatch, Tokenizer
+from ..sequences import PackedBatch, Tokenizer, move_spans_behind, span_masks
 
 MOST_POSITIONS = 2048  # later residues of a homolog share the last position, as in training
 Spans = Sequence[tuple[int, int]]
@@ -63,23 +63,16 @@ def _filled_in(
     ids: NDArray[np.int32], spans: Spans, tokenizer: Tokenizer
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Tokens and positions of one homolog whose spans stand behind the rest."""
-    vocabulary = tokenizer.vocabulary
-    names = [f"<mask-{i}>" for i in range(1, len(spans) + 1)]
-    lacking = next((name for name in names if name not in vocabulary.ids), None)
-    if lacking is not None:
-        raise InputError(f"The model has no {lacking}, so it cannot fill in {len(spans)} spans.")
-    at = np.arange(len(ids))
-    kept, moved, behind = [], [], 0  # behind: the first token that is not yet placed
-    for name, (first, last) in zip(names, spans, strict=True):
-        if not max(behind, 1) <= first <= last < len(ids):
+    masks = len(span_masks(tokenizer.vocabulary))
+    if masks < len(spans):
+        raise InputError(f"The model has no <mask-{masks + 1}>, so it cannot fill in {len(spans)} spans.")
+    behind = 1
+    for first, last in spans:
+        if not behind <= first <= last < len(ids):
             raise InputError(f"The span {first} to {last} is empty, overlaps another or lies outside of the sequence.")
-        mask = (np.array([vocabulary.ids[name]], np.int32), at[first : first + 1])
-        kept += [(ids[behind:first], at[behind:first]), mask]
-        moved += [mask, (ids[first : last + 1], at[first : last + 1])]
         behind = last + 1
-    end = (np.array([vocabulary.ids["<eos>"]], np.int32), np.zeros(1, np.int64))
-    parts = [*kept, (ids[behind:], at[behind:]), end, *moved]
-    return np.concatenate([part for part, _ in parts]), np.concatenate([place for _, place in parts])
+    tokens, at = move_spans_behind(ids, [(first, last + 1) for first, last in spans], tokenizer.vocabulary)
+    return tokens.astype(np.int32), at
 
 
 def homolog_batch(

@@ -2,6 +2,7 @@
 
 from .batch import PackedBatch
 from .files import check_file, check_writable, open_text, read_lines, replacing
+from .filling import move_spans_behind, span_masks
 from .ids import IdTokenizer
 from .packing import pack, unused_share
 from .records import OnError, Record, Records
@@ -22,10 +23,12 @@ __all__ = [
     "Vocabulary",
     "check_file",
     "check_writable",
+    "move_spans_behind",
     "open_text",
     "pack",
     "read_lines",
     "replacing",
+    "span_masks",
     "tokenizer_class",
     "tokenizer_from_dict",
     "tokenizer_to_dict",

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 
-OBJECTIVES = ("causal", "masked")
+# What each objective needs the backbone to see.
+OBJECTIVES = {
+    "causal": "causal",
+    "fill-in": "causal",
+    "masked": "bidirectional",
+    "span-masked": "bidirectional",
+    "swapped": "bidirectional",
+    "glm": "prefix",
+}
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -18,7 +26,8 @@ class TrainingConfig:
     CPU. With ``minutes`` the share of the time gone by drives the learning rate, so two runs are not equal.
 
     Attributes:
-        objective: "causal" (next token) or "masked" (15% of the tokens).
+        objective: "causal" (next token), "fill-in" (next token, spans moved behind), "masked", "span-masked", "swapped"
+            (other tokens in place of masks) or "glm" (masked tokens and blanks), see ``training.objectives``.
         steps: optimiser steps.
         epochs: passes over the data.
         minutes: wall-clock minutes, validation included.
@@ -34,7 +43,7 @@ class TrainingConfig:
         beta1: decay of AdamW's first moment.
         beta2: decay of AdamW's second moment.
         clip: largest gradient norm; 0 does not clip.
-        mask_share: share of the tokens that masked training predicts.
+        mask_share: share of the tokens that masked training predicts, and that the short blanks of "glm" hold.
         precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU that has it, fp32 elsewhere.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         seed: of the data order, the masks and the dropout.

@@ -28,7 +28,7 @@ from ..models import LanguageModel, ModelCard
 from ..sequences import check_writable, tokenizer_to_dict
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import Standing, clear_leftovers, find_checkpoint, read_checkpoint, write_checkpoint
-from .config import TrainingConfig
+from .config import OBJECTIVES, TrainingConfig
 from .data import Pieces, Sequences, epoch_batches
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
@@ -110,8 +110,10 @@ def train(
         ProcessiveError: the loss is no longer a finite number.
     """
     out = Path(out)
-    if (config.objective == "causal") != model.causal:
-        direction = "causal" if model.causal else "bidirectional"
+    direction = "causal" if model.causal else "bidirectional"
+    if model.backbone.config.direction == "prefix":
+        direction = "prefix"
+    if OBJECTIVES[config.objective] != direction:
         raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
     pieces = Pieces(sequences, max_length=config.max_length)
     held_out = None if validation is None else Pieces(validation, max_length=config.max_length)

@@ -15,9 +15,10 @@ from ..models import LanguageModel
 from ..sequences import PackedBatch, pack
 from .config import TrainingConfig
 from .data import Pieces, seed_of
-from .objectives import Objective, causal, masked
+from .objectives import Objective, causal, fill_in, glm, masked, span_masked, swapped
 
 MASKS, DROPOUT, VALIDATION = 1, 2, 3  # streams of random numbers
+WITH_SHARE = {"masked": masked, "span-masked": span_masked, "swapped": swapped, "glm": glm}
 
 
 def chosen_precision(precision: str, device: torch.device) -> str:
@@ -45,9 +46,10 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
 def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingConfig, *seed: int) -> Objective:
     """Apply the objective that ``config`` names, on the CPU, with random numbers that are a function of ``seed``."""
     generator = torch.Generator().manual_seed(seed_of(config.seed, *seed))
-    if config.objective == "masked":
-        return masked(batch, model.vocabulary, generator, share=config.mask_share)
-    return causal(batch, model.vocabulary, generator)
+    given = batch, model.vocabulary, generator
+    if config.objective in WITH_SHARE:
+        return WITH_SHARE[config.objective](*given, share=config.mask_share)
+    return fill_in(*given) if config.objective == "fill-in" else causal(*given)
 
 
 def loss_sum(model: LanguageModel, objective: Objective) -> Float[Tensor, ""]:

@@ -1,7 +1,49 @@
-"""Training objectives: token ids and a vocabulary in, inputs, targets and weights out. One file each."""
+"""Training objectives: token ids and a vocabulary in, inputs, targets and weights out. One file each.
+
+``causal``, ``masked``, ``span_masked``, ``swapped``, ``fill_in`` and ``glm`` are those of the training loop, by the
+names in ``TrainingConfig.objective``. The others need what it does not have: spans, a second network, labels, pairs.
+"""
 
 from .causal import causal
+from .consistency import symmetric_divergence
+from .contrastive import contrastive_loss, hard_negatives, matching_loss
+from .entity_masked import entity_masked
+from .fill_in import fill_in
+from .glm import glm
 from .masked import masked
 from .objective import Objective
+from .preference import preference_loss, preference_pairs, sequence_log_likelihoods
+from .replaced import cluster_replaced, count_confusions, replaced
+from .sampled import DETECTOR_WEIGHT, sampled
+from .span_masked import span_masked
+from .supervised import TaskHead, balanced_weights, binary_loss, class_loss, regression_loss, sequence_means
+from .swapped import swapped
 
-__all__ = ["Objective", "causal", "masked"]
+__all__ = [
+    "DETECTOR_WEIGHT",
+    "Objective",
+    "TaskHead",
+    "balanced_weights",
+    "binary_loss",
+    "causal",
+    "class_loss",
+    "cluster_replaced",
+    "contrastive_loss",
+    "count_confusions",
+    "entity_masked",
+    "fill_in",
+    "glm",
+    "hard_negatives",
+    "masked",
+    "matching_loss",
+    "preference_loss",
+    "preference_pairs",
+    "regression_loss",
+    "replaced",
+    "sampled",
+    "sequence_log_likelihoods",
+    "sequence_means",
+    "span_masked",
+    "swapped",
+    "symmetric_divergence",
+]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ...errors import ConfigError
 from ...sequences import PackedBatch, Vocabulary
+from .corruption import Ordinary, corrupted, uniform
 from .objective import Objective
-
-MASKED, REPLACED = 0.8, 0.1  # of the chosen tokens; the remaining tenth is left as it is
 
 
 def masked(batch: PackedBatch, vocabulary: Vocabulary, generator: torch.Generator, *, share: float = 0.15) -> Objective:
@@ -21,18 +19,9 @@ def masked(batch: PackedBatch, vocabulary: Vocabulary, generator: torch.Generato
         ConfigError: the vocabulary has no mask token or no ordinary token.
     """
     mask = vocabulary.require("mask")
-    device = batch.tokens.device
-    ordinary = torch.tensor(sorted(set(range(len(vocabulary))) - vocabulary.special_ids), device=device)
-    if not len(ordinary):
-        raise ConfigError("Masked training needs tokens that are not special, and the vocabulary has none.")
-    special = torch.tensor(sorted(vocabulary.special_ids), dtype=torch.int64, device=device)
-    draw = torch.rand(len(batch.tokens), generator=generator, device=generator.device).to(device)
-    chosen = (draw < share) & ~torch.isin(batch.tokens, special)
+    ordinary = Ordinary.of(vocabulary, batch.tokens.device)
+    draw = uniform(len(batch.tokens), generator, batch.tokens.device)
+    chosen = (draw < share) & ordinary.among(batch.tokens)
     # One draw decides both: given that it lies below share, draw / share is uniform again.
-    fate = draw / share
-    others = torch.randint(len(ordinary), (len(batch.tokens),), generator=generator, device=generator.device)
-    tokens = torch.where(chosen & (fate < MASKED), mask, batch.tokens)
-    replaced = chosen & (fate >= MASKED) & (fate < MASKED + REPLACED)
-    tokens = torch.where(replaced, ordinary[others.to(device)], tokens)
-    inputs = PackedBatch(tokens, batch.cu_seqlens, batch.positions, batch.conditions)
+    inputs = corrupted(batch, chosen, draw / share, ordinary=ordinary, mask=mask, generator=generator)
     return Objective(inputs, batch.tokens, chosen.float())

@@ -17,7 +17,7 @@ class Objective:
 
     Attributes:
         batch: what the model reads.
-        targets: the token it should predict at each position, int64 [tokens].
+        targets: the token it should predict at each position, or the class of a token, int64 [tokens].
         weights: how much each position counts in the loss, float32 [tokens]; 0 leaves it out.
     """
 
