@@ -1,6 +1,6 @@
 """Models: tokenizer + backbone + head, saved to and read from a folder."""
 
-from .adapter_files import load_adapter, save_adapter
+from .adapter_files import adapter_settings, fingerprint, load_adapter, save_adapter
 from .adapters import (
     AdapterConfig,
     adapter_names,
@@ -13,7 +13,7 @@ from .adapters import (
     use_adapter,
     used_adapter,
 )
-from .card import ModelCard
+from .card import ModelCard, installed_versions
 from .head import HeadConfig
 from .language_model import LanguageModel
 from .loading import load
@@ -24,7 +24,10 @@ __all__ = [
     "LanguageModel",
     "ModelCard",
     "adapter_names",
+    "adapter_settings",
     "add_adapter",
+    "fingerprint",
+    "installed_versions",
     "linear_maps",
     "load",
     "load_adapter",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,17 @@ PARTS = ("down", "up")
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """Return a hash of the base's weights (sha256), by name and shape, without adapters.
+    """Return the ``fingerprint`` of the base's weights, without adapters."""
+    return fingerprint(base_tensors(model))
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of tensors (sha256), by name and shape.
 
     They are rounded to bfloat16 for it, so that a base loaded with ``dtype=torch.bfloat16`` is the same base.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(base_tensors(model).items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         bits = tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor
         digest.update(bits.contiguous().view(torch.uint8).cpu().numpy().tobytes() if bits.numel() else b"")
@@ -52,15 +58,12 @@ def save_adapter(
     low_ranks = low_ranks_of(model, name)
     if name is None or not low_ranks:
         raise ConfigError(f"The model has no adapter {name!r} to save." if name else "No adapter is in use.")
-    settings = {
-        map_name: {"scale": low_rank.scale, "dropout": low_rank.dropout} for map_name, low_rank in low_ranks.items()
-    }
     content = {
         "format": FORMAT,
         "kind": KIND,
         "name": name,
         "base": {"name": getattr(model, "name", ""), "sha256": base_fingerprint(model)},
-        "maps": settings,
+        "maps": adapter_settings(model, name),
         "versions": installed_versions(),
         **({} if card is None else {"card": asdict(card)}),
     }
@@ -73,6 +76,12 @@ def save_adapter(
     with replacing(folder / CONFIG) as config_file, replacing(folder / WEIGHTS) as weights_file:
         save_file(tensors, weights_file, metadata={"format": "pt"})
         config_file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def adapter_settings(model: nn.Module, name: str | None) -> dict[str, dict[str, float]]:
+    """Return by the names of the maps that an adapter is on what is no tensor of it."""
+    low_ranks = low_ranks_of(model, name)
+    return {map_name: {"scale": one.scale, "dropout": one.dropout} for map_name, one in low_ranks.items()}
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str | None = None) -> str:

@@ -134,7 +134,7 @@ def merge_adapter(model: nn.Module) -> None:
     """Put the adapter in use into the weights: the same outputs to rounding, at the speed of the base.
 
     The old weights are kept: ``unmerge_adapter`` and ``use_adapter`` bring them back bit for bit, ``remove_adapters``
-    lets them go.
+    lets them go. A merged adapter is not trained.
 
     Raises:
         ConfigError: no adapter is in use.
@@ -143,6 +143,7 @@ def merge_adapter(model: nn.Module) -> None:
         raise ConfigError("No adapter is in use, so there is nothing to merge.")
     for module in linear_maps(model).values():
         merge(module)
+    model.requires_grad_(False)
 
 
 def unmerge_adapter(model: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """Checkpoints: whole or not there, and enough to go on bit for bit.
 
-A folder ``checkpoint/`` of ``model.safetensors``, ``optimizer.safetensors`` and ``run.json`` (where the run stands, and
-the settings, data and model that it belongs to). No state of a random generator is in it: every draw of a run is a
-function of the seed and the step.
+A folder ``checkpoint/`` of ``model.safetensors`` (of what is trained; the caller has the frozen rest),
+``optimizer.safetensors`` and ``run.json`` (where the run stands, and the settings, data and model that it belongs to).
+No state of a random generator is in it: every draw of a run is a function of the seed and the step.
 """
 
 from __future__ import annotations
@@ -116,11 +116,17 @@ def clear_leftovers(out: Path) -> None:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, tied ones once."""
+    """Trained parameters and buffers by name, tied ones once."""
     unique: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        unique.setdefault(id(tensor), (name, tensor.detach()))
+        if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
+            unique.setdefault(id(tensor), (name, tensor.detach()))
     return dict(unique.values())
+
+
+def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are not trained, by name."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def _differences(one: Any, other: Any, name: str = "") -> list[str]:
