@@ -25,6 +25,7 @@ from .optimizer import load_optimizer_tensors, optimizer_tensors
 
 FORMAT = 1
 NAME = "checkpoint"
+SNAPSHOTS = "snapshots"
 
 
 @dataclass
@@ -107,6 +108,16 @@ def read_checkpoint(
             tensor.copy_(weights[name])
     load_optimizer_tensors(model, optimizer, moments)
     return standing
+
+
+def write_snapshot(out: Path, model: nn.Module, step: int) -> None:
+    """Keep the weights of what is trained as they are after ``step``.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    with replacing(out / SNAPSHOTS / f"{step}.safetensors") as new:
+        save_file({name: tensor.contiguous() for name, tensor in model_tensors(model).items()}, new)
 
 
 def clear_leftovers(out: Path) -> None:

@@ -46,6 +46,7 @@ class TrainingConfig:
         log_every: steps between lines of ``metrics.jsonl``.
         validate_every: steps between validation losses; None: at the end of each epoch and of the run.
         checkpoint_every: steps between checkpoints; None: every five minutes. One is always written at the end.
+        snapshot_every: steps between copies of the weights that are kept, for ``average``; None: there are none.
     """
 
     objective: str = "causal"
@@ -72,6 +73,7 @@ class TrainingConfig:
     log_every: int = 10
     validate_every: int | None = None
     checkpoint_every: int | None = None
+    snapshot_every: int | None = None
 
     def __post_init__(self) -> None:
         limits = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
@@ -84,7 +86,7 @@ class TrainingConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}.")
         for name in (
             *("steps", "epochs", "minutes", "batch_tokens", "accumulation", "max_length", "learning_rate"),
-            *("log_every", "validate_every", "checkpoint_every"),
+            *("log_every", "validate_every", "checkpoint_every", "snapshot_every"),
         ):
             value = getattr(self, name)
             if value is not None and not value > 0:

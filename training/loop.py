@@ -34,6 +34,7 @@ from .checkpoint import (
     frozen_tensors,
     read_checkpoint,
     write_checkpoint,
+    write_snapshot,
 )
 from .config import TrainingConfig
 from .data import Pieces, Sequences, epoch_batches
@@ -46,7 +47,13 @@ from .step import chosen_precision, gradient_step, validation_loss
 
 CHECKPOINT_SECONDS = 300
 REPORTED = ("step", "epoch", "tokens", "seconds", "loss", "validation_loss", "precision", "device")  # in the model card
-WITHOUT_EFFECT = ("log_every", "validate_every", "checkpoint_every", "gradient_checkpointing")  # on the weights
+WITHOUT_EFFECT = (
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "snapshot_every",
+    "gradient_checkpointing",
+)  # on the weights
 
 
 class Step(NamedTuple):
@@ -277,6 +284,8 @@ def _run(
         standing.tokens += sum(len(batch.tokens) for batch in batches)
         standing.seconds = time.monotonic() - began
         bar.update(done - bar.n)
+        if config.snapshot_every is not None and standing.step % config.snapshot_every == 0:
+            write_snapshot(out, model, standing.step)
         validates = ends_epoch if config.validate_every is None else standing.step % config.validate_every == 0
         saves = (
             time.monotonic() - saved > CHECKPOINT_SECONDS
