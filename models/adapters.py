@@ -126,8 +126,12 @@ def use_adapter(model: nn.Module, name: str | None) -> None:
 
 def low_ranks_of(model: nn.Module, name: str | None) -> dict[str, LowRank]:
     """Return one adapter, by the names of the maps that it is on; empty for None."""
-    found = {map_name: adapters_of(module) for map_name, module in linear_maps(model).items()}
-    return {map_name: carried[name] for map_name, carried in found.items() if name in carried}  # type: ignore[misc]
+    found: dict[str, LowRank] = {}
+    for map_name, module in linear_maps(model).items():
+        carried = adapters_of(module)
+        if name is not None and name in carried:
+            found[map_name] = carried[name]  # type: ignore[assignment]
+    return found
 
 
 def merge_adapter(model: nn.Module) -> None:

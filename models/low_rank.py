@@ -91,7 +91,7 @@ class _ReadWeight:
         return weight + delta.to(weight.dtype)
 
 
-class AdaptedReadLinear(_ReadWeight, nn.Linear):  # type: ignore[misc]
+class AdaptedReadLinear(_ReadWeight, nn.Linear):  # type: ignore[override]
     """A plain ``nn.Linear``: the gates of an mLSTM."""
 
 
@@ -147,9 +147,10 @@ def choose(module: nn.Module, name: str | None) -> None:
     if kept is not None and weight is not None:
         weight.data = kept.to(weight.device)
         del module.unmerged
-    module.adapter = name if name in adapters_of(module) else None
+    carried = name is not None and name in adapters_of(module)
+    module.__dict__["adapter"] = name if carried else None
     plain = PLAIN.get(type(module), type(module))
-    module.__class__ = plain if module.adapter is None else ADAPTED[plain]
+    module.__class__ = ADAPTED[plain] if carried else plain
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,8 +85,8 @@ def average_runs(folders: Sequence[str | Path]) -> LanguageModel:
             anything else, or do not say with which.
         InputError: a folder holds no model.
     """
-    models = [load(folder) for folder in folders]
-    starts = [read_record(folder).get("start") for folder in folders]
+    models: list[LanguageModel] = [load(folder) for folder in folders]
+    starts: list[Any] = [read_record(folder).get("start") for folder in folders]
     for folder, start in zip(folders, starts, strict=True):
         if start is None:
             raise ConfigError(f"{folder} has no record.json that says with which weights the run began.")
