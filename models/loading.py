@@ -80,7 +80,7 @@ def load(
         hint = "Read it with cells.LangCell.load."
         raise InputError("This is LangCell, which is two networks and no language model.", path=path, hint=hint)
     if (path / ADAPTER).is_file() and not (path / CONFIG).is_file():
-        hint = "Load the model that it was trained on, and then models.load_adapter(model, folder)."
+        hint = "Load the model that it was trained on, with adapter=<this folder>."
         raise InputError("This is an adapter, and no model by itself.", path=path, hint=hint)
     if format is None and path.is_dir() and _ours(path):
         if tokenizer is not None:
