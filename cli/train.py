@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -103,15 +102,6 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return dict(setting.split("=", 1) for setting in settings)
 
 
-def describe_file(path: Path, **counts: int) -> dict[str, Any]:
-    """What a model card says of a training file: its name, SHA-256 and ``counts``."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(2**20):
-            digest.update(block)
-    return {"file": path.name, "sha256": digest.hexdigest(), **counts}
-
-
 def _check_folder(out: Path) -> None:
     """Refuse a folder that could not be written later, without making it."""
     from ..sequences import check_writable
@@ -146,11 +136,11 @@ def _train_language_model(
     tokenizer, sequences, counts = _read_and_tokenize(
         plan, data, on_error, None if started is None else started.tokenizer
     )
-    described = describe_file(data, **counts)
+    described = training.describe_file(data, **counts)
     held_out = None
     if validation is not None:
         _, held_out, counts = _read_and_tokenize(plan, validation, on_error, tokenizer)
-        described["validation"] = describe_file(validation, **counts)
+        described["validation"] = training.describe_file(validation, **counts)
     recipe = plan.to_dict()
     if base is not None:
         recipe["base"] = base

@@ -7,7 +7,7 @@ from .folds import Agreement, agreement, cluster_folds, fit_folds, predict_folds
 from .loop import train
 from .metrics import read_metrics
 from .recipe import Recipe, read_recipe
-from .record import read_record
+from .record import describe_file, read_record
 from .ties import ties, ties_adapters, ties_models
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "average",
     "average_runs",
     "cluster_folds",
+    "describe_file",
     "fit_folds",
     "greedy_average",
     "objectives",

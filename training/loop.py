@@ -114,7 +114,7 @@ def train(
         validation: held-out token sequences.
         resume: go on with the run in ``out``; where there is no checkpoint yet, start it.
         progress: show a progress bar.
-        card: what the caller knows of the data, for the model card.
+        card: what the caller knows of the data, for the model card (``describe_file`` hashes a file).
 
     Returns:
         ``step``, ``epoch`` (begun), ``tokens``, ``seconds``, ``loss`` (nats per counted token, mean since the last

@@ -6,6 +6,7 @@ of the code in git.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -72,6 +73,15 @@ def read_record(out: str | Path) -> dict[str, Any]:
     path = Path(out) / NAME
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return record
+
+
+def describe_file(path: str | Path, **counts: int) -> dict[str, Any]:
+    """Return what a model card says of a training file: its name, SHA-256 and ``counts``."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as handle:
+        while block := handle.read(2**20):
+            digest.update(block)
+    return {"file": Path(path).name, "sha256": digest.hexdigest(), **counts}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
