@@ -99,6 +99,7 @@ def load(
     tokenizer: Tokenizer | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Read a model: one that ``save`` wrote, or a checkpoint of another package.
 
@@ -110,9 +111,13 @@ def load(
         device: where the weights go.
         dtype: of the weights; None keeps the stored one. One narrower than float32 is for the matrices of the linear
             maps alone, and everything else is float32: see ``models.load``.
+        adapter: folder of an adapter that was trained on the model, to be used; see ``models.load_adapter``.
 
     Raises:
-        InputError: there is no whole language model; the sentence says what is wrong.
+        InputError: there is no whole language model, or the adapter is of another; the sentence says what is wrong.
         MissingExtra: a model of the hub needs the extra ``hub``.
     """
-    return models.load(path, format=format, tokenizer=tokenizer, device=device, dtype=dtype, cls=Model)
+    model = models.load(path, format=format, tokenizer=tokenizer, device=device, dtype=dtype, cls=Model)
+    if adapter is not None:
+        models.load_adapter(model, adapter)
+    return model

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .molecules import canonical_smiles, parse_smiles
     from .properties import PropertyPredictor
     from .readers import read, write_smiles
-    from .splits import Split, random_split, read_split, scaffold_split, write_split
+    from .splits import Split, random_split, read_split, scaffold_groups, scaffold_split, write_split
     from .tasks import embed, generate, make_tokenizer, score, tokenize
     from .tokenizer import SmilesTokenizer
 
@@ -55,6 +55,7 @@ _HOMES = {
     "read": "readers",
     "read_split": "splits",
     "report": "metrics",
+    "scaffold_groups": "splits",
     "scaffold_split": "splits",
     "score": "tasks",
     "tokenize": "tasks",
@@ -88,6 +89,7 @@ __all__ = [
     "read",
     "read_split",
     "report",
+    "scaffold_groups",
     "scaffold_split",
     "score",
     "tokenize",

@@ -63,6 +63,14 @@ def scaffold_split(smiles: Sequence[str], fractions: Fractions = (0.8, 0.1, 0.1)
         ConfigError: the fractions are not three shares that sum to 1.
         InputError: no row is a molecule.
     """
+    return _split(scaffold_groups(smiles), fractions, seed, "scaffold")
+
+
+def scaffold_groups(smiles: Sequence[str]) -> list[str | None]:
+    """Return the scaffold of each molecule as ``scaffold_split`` groups by it, for ``training.cluster_folds``.
+
+    None is a row that is no molecule.
+    """
     with needs("chem"):
         from rdkit.Chem import MolToSmiles
         from rdkit.Chem.Scaffolds.MurckoScaffold import GetScaffoldForMol
@@ -71,11 +79,10 @@ def scaffold_split(smiles: Sequence[str], fractions: Fractions = (0.8, 0.1, 0.1)
         core: Mol = GetScaffoldForMol(molecule)  # type: ignore[no-untyped-call]
         return MolToSmiles(core, isomericSmiles=False)
 
-    groups = [
+    return [
         None if molecule is None else scaffold(molecule) or f"acyclic {MolToSmiles(molecule)}"
         for molecule in parse_all(smiles)
     ]
-    return _split(groups, fractions, seed, "scaffold")
 
 
 def random_split(smiles: Sequence[str], fractions: Fractions = (0.8, 0.1, 0.1), seed: int = 0) -> Split:

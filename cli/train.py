@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +39,13 @@ def train(
     target: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="What a property model learns, in a .csv. Repeatable.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Start from this model in place of a new one.")
+    ] = None,
+    adapt: Annotated[
+        Literal["full", "head", "lora"],
+        typer.Option(help="What of the --base is trained: all, its head, or an adapter (--set adapt.rank=8)."),
+    ] = "full",
     name: Annotated[str | None, typer.Option(help="Name of the model; by default that of the folder.")] = None,
     on_error: OnErrorOption = "raise",
     device: DeviceOption = "cpu",
@@ -52,14 +58,17 @@ def train(
     changes: dict[str, Any] = {**parse_settings(settings or [])}
     limits = {"minutes": minutes, "epochs": epochs, "steps": steps}
     changes |= {f"training.{key}": value for key, value in limits.items() if value is not None}
+    if adapt != "full" and base is None:
+        raise ConfigError(f"--adapt {adapt} needs a model to start from: --base MODEL.")
+    changes |= {"training.trained": "head"} if adapt == "head" else {}
     plan = read_recipe(recipe, size, changes)
     if plan.predictor:
         from .train_property import train_property
 
-        if resume or validation or not target:
+        if resume or validation or base or not target:
             raise ConfigError(
                 f"The recipe {plan.name} trains a property model: name the column with --target; it takes no --resume "
-                "(it trains in minutes) and no --validation (it splits INPUT by scaffold)."
+                "(it trains in minutes), no --base and no --validation (it splits INPUT by scaffold)."
             )
         train_property(plan, data, target, out, seed=seed, on_error=on_error, device=device)
         return
@@ -72,6 +81,8 @@ def train(
         data,
         validation=validation,
         out=out,
+        base=base,
+        lora=adapt == "lora",
         name=name or out.resolve().name,
         resume=resume,
         on_error=on_error,
@@ -91,15 +102,6 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return dict(setting.split("=", 1) for setting in settings)
 
 
-def describe_file(path: Path, **counts: int) -> dict[str, Any]:
-    """What a model card says of a training file: its name, SHA-256 and ``counts``."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(2**20):
-            digest.update(block)
-    return {"file": path.name, "sha256": digest.hexdigest(), **counts}
-
-
 def _check_folder(out: Path) -> None:
     """Refuse a folder that could not be written later, without making it."""
     from ..sequences import check_writable
@@ -115,30 +117,52 @@ def _train_language_model(
     *,
     validation: Path | None,
     out: Path,
+    base: str | None,
+    lora: bool,
     name: str,
     resume: bool,
     on_error: OnError,
     device: str,
 ) -> None:
+    import torch
+
     from .. import training
-    from ..models import ModelCard
+    from ..models import ModelCard, add_adapter, load, trainable_share
 
     assert plan.training is not None
-    tokenizer, sequences, counts = _read_and_tokenize(plan, data, on_error)
-    described = describe_file(data, **counts)
+    started = None if base is None else load(base, device=device, dtype=torch.float32)
+    if started is not None and started.tokenizer.domain != plan.domain:
+        raise ConfigError(f"{base} reads {started.tokenizer.domain}, and the recipe {plan.name} is for {plan.domain}.")
+    tokenizer, sequences, counts = _read_and_tokenize(
+        plan, data, on_error, None if started is None else started.tokenizer
+    )
+    described = training.describe_file(data, **counts)
     held_out = None
     if validation is not None:
         _, held_out, counts = _read_and_tokenize(plan, validation, on_error, tokenizer)
-        described["validation"] = describe_file(validation, **counts)
-    card = ModelCard(description=plan.description, data=described, recipe=plan.to_dict())
-    model = plan.build(tokenizer, card=card).to(device)
-    model.name = name
+        described["validation"] = training.describe_file(validation, **counts)
+    recipe = plan.to_dict()
+    if base is not None:
+        recipe["base"] = base
+    if not lora:
+        del recipe["adapt"]
+    card = ModelCard(description=plan.description, data=described, recipe=recipe)
+    model = started or plan.build(tokenizer, card=card).to(device)
+    if lora:
+        add_adapter(model, plan.adapt, seed=plan.training.seed)
+    else:
+        model.name = name
     metrics = training.train(model, sequences, plan.training, out=out, validation=held_out, resume=resume, card=card)
     if metrics["interrupted"]:
         raise Stopped(
             f"Training stopped at step {metrics.get('step', 0)}; the checkpoint is in {out}. "
             "Run the same command with --resume to go on."
         )
+    if lora:
+        share = trainable_share(model)
+        print(f"Trained {share:.2%} of {model.parameters_count:,} parameters, loss {metrics['loss']:.3f}: {out}.")
+        print(f"Next, in Python: processive.load({base!r}, adapter={str(out)!r})")
+        return
     verb = "generate" if model.causal and plan.domain != "cells" else "embed"
     print(f"{model.parameters_count:,} parameters, loss {metrics['loss']:.3f}: the model is in {out}.")
     print(f"Next: processive {verb} {out} --help")

@@ -1,8 +1,41 @@
 """Models: tokenizer + backbone + head, saved to and read from a folder."""
 
-from .card import ModelCard
+from .adapter_files import adapter_settings, fingerprint, load_adapter, save_adapter
+from .adapters import (
+    AdapterConfig,
+    adapter_names,
+    add_adapter,
+    linear_maps,
+    merge_adapter,
+    remove_adapters,
+    trainable_share,
+    unmerge_adapter,
+    use_adapter,
+    used_adapter,
+)
+from .card import ModelCard, installed_versions
 from .head import HeadConfig
 from .language_model import LanguageModel
 from .loading import load
 
-__all__ = ["HeadConfig", "LanguageModel", "ModelCard", "load"]
+__all__ = [
+    "AdapterConfig",
+    "HeadConfig",
+    "LanguageModel",
+    "ModelCard",
+    "adapter_names",
+    "adapter_settings",
+    "add_adapter",
+    "fingerprint",
+    "installed_versions",
+    "linear_maps",
+    "load",
+    "load_adapter",
+    "merge_adapter",
+    "remove_adapters",
+    "save_adapter",
+    "trainable_share",
+    "unmerge_adapter",
+    "use_adapter",
+    "used_adapter",
+]

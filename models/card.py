@@ -23,6 +23,7 @@ class ModelCard:
         data: what it was trained on: files, records, tokens, hashes.
         recipe: how it was trained: the recipe's name and every setting.
         metrics: what was measured, by name.
+        run: when, where and from what it was trained; see ``training.record``.
         parameters: how many the model has; filled in when the model is saved.
         versions: of the packages it was made with; filled in when the model is saved, if empty.
     """
@@ -33,6 +34,7 @@ class ModelCard:
     data: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
     parameters: int = 0
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -55,7 +57,10 @@ def card_text(name: str, card: ModelCard, sections: Mapping[str, Mapping[str, An
     lines += [f"{card.parameters:,} parameters." + (f" Licence: {card.licence}." if card.licence else ""), ""]
     lines += [f"Weights taken from {card.source}.", ""] if card.source else []
     lines += ["```python", "import processive as pv", "", 'model = pv.load("path/to/this/folder")', "```", ""]
-    tables = {"Data": card.data, "Metrics": card.metrics, "Recipe": card.recipe, **sections, "Versions": card.versions}
+    tables = {
+        **{"Data": card.data, "Metrics": card.metrics, "Recipe": card.recipe, **sections},
+        **{"Run": card.run, "Versions": card.versions},
+    }
     for title, table in tables.items():
         if table:
             lines += [f"## {title}", "", "| | |", "|---|---|"]

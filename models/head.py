@@ -119,7 +119,8 @@ class Head(nn.Module):
             hidden = hidden + self.conditions[name](ids).repeat(len(hidden) // max(len(ids), 1), 1)
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(activated(self.dense(hidden), self.config.activation))
-        logits = apply_linear(hidden, embedding if self.weight is None else self.weight, self.bias)
+        own_weight = self.weight
+        logits = apply_linear(hidden, embedding if own_weight is None else own_weight, self.bias)
         if self.complement is not None:
             own, other = logits.chunk(2)
             logits = own + other[:, torch.tensor(self.complement, device=other.device)]

@@ -130,10 +130,18 @@ class LanguageModel(nn.Module):
 
         Raises:
             OutputError: the folder cannot be written, or the disk is full; what stood there before is untouched.
-            ConfigError: there is no such format, or it cannot hold this model.
+            ConfigError: there is no such format, or it cannot hold this model; or the model has adapters, which
+                ``save_adapter`` writes.
         """
-        from . import export, files  # they build language models, so they import this module
+        from . import adapters, export, files  # they build language models, so they import this module
 
+        names = adapters.adapter_names(self)
+        if names:
+            raise ConfigError(
+                f"The model has adapters ({', '.join(names)}). save_adapter writes one; merge_adapter and "
+                "remove_adapters make the one in use a part of the weights, or use_adapter(model, None) and "
+                "remove_adapters leave the base."
+            )
         if format is None:
             files.save(self, folder)
         else:

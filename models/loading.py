@@ -11,6 +11,7 @@ import torch
 from ..errors import ConfigError, InputError
 from ..sequences import Tokenizer
 from . import hub, published
+from .adapter_files import CONFIG as ADAPTER
 from .files import CONFIG, load_own
 from .foreign import load_foreign
 from .language_model import LanguageModel
@@ -78,6 +79,9 @@ def load(
     if (path / "cell_bert").is_dir():
         hint = "Read it with cells.LangCell.load."
         raise InputError("This is LangCell, which is two networks and no language model.", path=path, hint=hint)
+    if (path / ADAPTER).is_file() and not (path / CONFIG).is_file():
+        hint = "Load the model that it was trained on, with adapter=<this folder>."
+        raise InputError("This is an adapter, and no model by itself.", path=path, hint=hint)
     if format is None and path.is_dir() and _ours(path):
         if tokenizer is not None:
             raise ConfigError("A model of processive has its tokenizer; another one cannot be given.")

@@ -1,9 +1,34 @@
 """Training: objectives, the one loop, and recipes."""
 
 from . import objectives
+from .averaging import average, average_runs, greedy_average, read_snapshots
 from .config import TrainingConfig
+from .folds import Agreement, agreement, cluster_folds, fit_folds, predict_folds
 from .loop import train
 from .metrics import read_metrics
 from .recipe import Recipe, read_recipe
+from .record import describe_file, read_record
+from .ties import ties, ties_adapters, ties_models
 
-__all__ = ["Recipe", "TrainingConfig", "objectives", "read_metrics", "read_recipe", "train"]
+__all__ = [
+    "Agreement",
+    "Recipe",
+    "TrainingConfig",
+    "agreement",
+    "average",
+    "average_runs",
+    "cluster_folds",
+    "describe_file",
+    "fit_folds",
+    "greedy_average",
+    "objectives",
+    "predict_folds",
+    "read_metrics",
+    "read_recipe",
+    "read_record",
+    "read_snapshots",
+    "ties",
+    "ties_adapters",
+    "ties_models",
+    "train",
+]

@@ -1,8 +1,8 @@
 """Checkpoints: whole or not there, and enough to go on bit for bit.
 
-A folder ``checkpoint/`` of ``model.safetensors``, ``optimizer.safetensors`` and ``run.json`` (where the run stands, and
-the settings, data and model that it belongs to). No state of a random generator is in it: every draw of a run is a
-function of the seed and the step.
+A folder ``checkpoint/`` of ``model.safetensors`` (of what is trained; the caller has the frozen rest),
+``optimizer.safetensors`` and ``run.json`` (where the run stands, and the settings, data and model that it belongs to).
+No state of a random generator is in it: every draw of a run is a function of the seed and the step.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .optimizer import load_optimizer_tensors, optimizer_tensors
 
 FORMAT = 1
 NAME = "checkpoint"
+SNAPSHOTS = "snapshots"
 
 
 @dataclass
@@ -109,6 +110,16 @@ def read_checkpoint(
     return standing
 
 
+def write_snapshot(out: Path, model: nn.Module, step: int) -> None:
+    """Keep the weights of what is trained as they are after ``step``.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    with replacing(out / SNAPSHOTS / f"{step}.safetensors") as new:
+        save_file({name: tensor.contiguous() for name, tensor in model_tensors(model).items()}, new)
+
+
 def clear_leftovers(out: Path) -> None:
     """Remove what a killed run left half written."""
     for scratch in out.glob(f".{NAME}.*"):
@@ -116,11 +127,17 @@ def clear_leftovers(out: Path) -> None:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, tied ones once."""
+    """Trained parameters and buffers by name, tied ones once."""
     unique: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        unique.setdefault(id(tensor), (name, tensor.detach()))
+        if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
+            unique.setdefault(id(tensor), (name, tensor.detach()))
     return dict(unique.values())
+
+
+def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are not trained, by name."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def _differences(one: Any, other: Any, name: str = "") -> list[str]:

@@ -16,6 +16,7 @@ OBJECTIVES = {
     "glm": "prefix",
 }
 PRECISIONS = ("auto", "fp32", "bf16")
+TRAINED = ("all", "head")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ class TrainingConfig:
         accumulation: packed batches per optimiser step.
         max_length: longer sequences are cut into consecutive pieces of at most so many tokens, each a sequence of its
             own; None keeps them whole.
+        trained: "all", or "head": the backbone is frozen. Whatever is frozen already (``models.add_adapter``) stays so.
         learning_rate: highest learning rate of AdamW.
+        layer_decay: factor on the learning rate from each block to the one below it: the head and the norm before it
+            have the whole one, the last block ``layer_decay`` times as much, the embedding
+            ``layer_decay ** (depth + 1)`` times (Howard and Ruder 2018, section 3.2; Clark et al. 2020, appendix B).
         warmup: share of the run over which the learning rate rises from 0.
         floor: the learning rate at the end, as a share of the highest.
         weight_decay: decay of the weight matrices; norms and biases have none.
@@ -50,6 +55,7 @@ class TrainingConfig:
         log_every: steps between lines of ``metrics.jsonl``.
         validate_every: steps between validation losses; None: at the end of each epoch and of the run.
         checkpoint_every: steps between checkpoints; None: every five minutes. One is always written at the end.
+        snapshot_every: steps between copies of the weights that are kept, for ``average``; None: there are none.
     """
 
     objective: str = "causal"
@@ -59,7 +65,9 @@ class TrainingConfig:
     batch_tokens: int = 8192
     accumulation: int = 1
     max_length: int | None = None
+    trained: str = "all"
     learning_rate: float = 1e-3
+    layer_decay: float | int = 1.0
     warmup: float | int = 0.05
     floor: float | int = 0.1
     weight_decay: float | int = 0.1
@@ -74,6 +82,7 @@ class TrainingConfig:
     log_every: int = 10
     validate_every: int | None = None
     checkpoint_every: int | None = None
+    snapshot_every: int | None = None
 
     def __post_init__(self) -> None:
         limits = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
@@ -81,12 +90,12 @@ class TrainingConfig:
             raise ConfigError(
                 f"Exactly one of steps, epochs and minutes ends a run; given: {', '.join(limits) or 'none'}."
             )
-        for name, allowed in (("objective", OBJECTIVES), ("precision", PRECISIONS)):
+        for name, allowed in (("objective", OBJECTIVES), ("precision", PRECISIONS), ("trained", TRAINED)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}.")
         for name in (
             *("steps", "epochs", "minutes", "batch_tokens", "accumulation", "max_length", "learning_rate"),
-            *("log_every", "validate_every", "checkpoint_every"),
+            *("log_every", "validate_every", "checkpoint_every", "snapshot_every"),
         ):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -96,6 +105,8 @@ class TrainingConfig:
         for name in ("warmup", "floor", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}.")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay is a factor above 0 and at most 1, not {self.layer_decay}.")
         if not 0 < self.mask_share < 1:
             raise ConfigError(f"mask_share lies between 0 and 1, not {self.mask_share}.")
         if self.weight_decay < 0 or self.clip < 0:

@@ -24,21 +24,36 @@ from tqdm import tqdm
 from ..backbones import config_to_dict
 from ..errors import ConfigError, ProcessiveError
 from ..kernels import keep_freed_memory
-from ..models import LanguageModel, ModelCard
+from ..models import LanguageModel, ModelCard, adapter_settings, fingerprint, save_adapter, used_adapter
 from ..sequences import check_writable, tokenizer_to_dict
 from .checkpoint import NAME as CHECKPOINT
-from .checkpoint import Standing, clear_leftovers, find_checkpoint, read_checkpoint, write_checkpoint
+from .checkpoint import (
+    Standing,
+    clear_leftovers,
+    find_checkpoint,
+    frozen_tensors,
+    read_checkpoint,
+    write_checkpoint,
+    write_snapshot,
+)
 from .config import OBJECTIVES, TrainingConfig
 from .data import Pieces, Sequences, epoch_batches
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
 from .optimizer import make_optimizer, set_learning_rate
+from .record import begin_record, finish_record
 from .schedule import warmup_cosine
 from .step import chosen_precision, gradient_step, validation_loss
 
 CHECKPOINT_SECONDS = 300
 REPORTED = ("step", "epoch", "tokens", "seconds", "loss", "validation_loss", "precision", "device")  # in the model card
-WITHOUT_EFFECT = ("log_every", "validate_every", "checkpoint_every", "gradient_checkpointing")  # on the weights
+WITHOUT_EFFECT = (
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "snapshot_every",
+    "gradient_checkpointing",
+)  # on the weights
 
 
 class Step(NamedTuple):
@@ -85,8 +100,10 @@ def train(
     """Train ``model`` in place and leave it in the folder ``out``.
 
     The folder holds ``metrics.jsonl`` and ``checkpoint/`` from the first minutes on and, at the end, the model itself
-    (``config.json``, ``model.safetensors``, ``README.md``). A run that was stopped or killed goes on with
-    ``resume=True`` from its last checkpoint as if nothing had happened: on a CPU the weights are the same bit for bit.
+    (``config.json``, ``model.safetensors``, ``README.md``), or of a model with an adapter in use that adapter alone
+    (``adapter.json``, ``adapter.safetensors``). ``record.json`` says what was run, from the start on. A run that was
+    stopped or killed goes on with ``resume=True`` from its last checkpoint as if nothing had happened: on a CPU the
+    weights are the same bit for bit.
     Ctrl-C (or SIGTERM) stops after the step under way and writes a checkpoint; a second Ctrl-C stops at once.
 
     Args:
@@ -97,14 +114,15 @@ def train(
         validation: held-out token sequences.
         resume: go on with the run in ``out``; where there is no checkpoint yet, start it.
         progress: show a progress bar.
-        card: what the caller knows of the data, for the model card.
+        card: what the caller knows of the data, for the model card (``describe_file`` hashes a file).
 
     Returns:
         ``step``, ``epoch`` (begun), ``tokens``, ``seconds``, ``loss`` (nats per counted token, mean since the last
         line of ``metrics.jsonl``), ``validation_loss`` (where there is one), ``precision``, and ``interrupted``.
 
     Raises:
-        ConfigError: ``out`` holds a run and ``resume`` is False; the settings do not fit the model or the run.
+        ConfigError: ``out`` holds a run and ``resume`` is False; the settings do not fit the model or the run;
+            nothing is trained.
         InputError: there is nothing to train on, or it was made by another tokenizer.
         OutputError: the disk is full or the folder cannot be written.
         ProcessiveError: the loss is no longer a finite number.
@@ -117,14 +135,38 @@ def train(
         raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
     pieces = Pieces(sequences, max_length=config.max_length)
     held_out = None if validation is None else Pieces(validation, max_length=config.max_length)
-    identity = {
+    if used_adapter(model) is not None:
+        _refuse_more_than_adapter(model, config)
+    with _only(config.trained, model):
+        return _train(
+            model, pieces, held_out, config, out=out, resume=resume, progress=progress, card=card or model.card
+        )
+
+
+def _train(
+    model: LanguageModel,
+    pieces: Pieces,
+    held_out: Pieces | None,
+    config: TrainingConfig,
+    *,
+    out: Path,
+    resume: bool,
+    progress: bool,
+    card: ModelCard,
+) -> dict[str, Any]:
+    """Train the parameters that require gradients."""
+    identity: dict[str, Any] = {
         "settings": {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT},
         "data": pieces.fingerprint(),
         "model": {"backbone": config_to_dict(model.backbone.config), "tokenizer": tokenizer_to_dict(model.tokenizer)},
     }
+    kept = frozen_tensors(model)
+    if kept:  # they are in no checkpoint
+        identity |= {"frozen": fingerprint(kept), "adapter": adapter_settings(model, used_adapter(model))}
     check_writable(out / METRICS)
     optimizer = make_optimizer(model, config)
     standing = _start(out, model, optimizer, identity, resume=resume)
+    record = begin_record(out, model, config, card, data=identity["data"], resumed=standing.step > 0)
     if model.device.type == "cpu":
         keep_freed_memory()
     devices = [model.device] if model.device.type == "cuda" else []
@@ -148,22 +190,53 @@ def train(
     finally:
         model.train(was_training)
         model.backbone.gradient_checkpointing = was_checkpointing
+    run = finish_record(out, record, metrics)
     if not metrics["interrupted"]:
-        known = card or model.card
-        model.card = replace(
-            known,
-            recipe={**known.recipe, "training": asdict(config)},
-            metrics={**known.metrics, **{name: metrics[name] for name in REPORTED if name in metrics}},
+        described = replace(
+            card,
+            recipe={**card.recipe, "training": asdict(config)},
+            metrics={**card.metrics, **{name: metrics[name] for name in REPORTED if name in metrics}},
+            run=run,
         )
-        model.save(out)
+        if used_adapter(model) is None:
+            model.card = described
+            model.save(out)
+        else:
+            save_adapter(model, out, card=described)
     return metrics
+
+
+def _refuse_more_than_adapter(model: LanguageModel, config: TrainingConfig) -> None:
+    """Raise where something would be trained that an adapter's file does not hold."""
+    if config.trained == "head":
+        raise ConfigError('An adapter is trained with trained="all": the base is frozen already.')
+    more = [name for name, p in model.named_parameters() if p.requires_grad and ".adapters." not in name]
+    if more:
+        raise ConfigError(f"Beside the adapter {more[0]} requires gradients, and the adapter's file would not hold it.")
+
+
+@contextmanager
+def _only(trained: str, model: LanguageModel) -> Iterator[None]:
+    """Freeze the backbone where the head alone is trained."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    if trained == "head":
+        model.backbone.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def _start(
     out: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, identity: dict[str, Any], *, resume: bool
 ) -> Standing:
     """Return where the run starts: from a checkpoint, or from nothing."""
-    taken = [name for name in (CHECKPOINT, f"{CHECKPOINT}.old", METRICS, "config.json") if (out / name).exists()]
+    taken = [
+        name
+        for name in (CHECKPOINT, f"{CHECKPOINT}.old", METRICS, "config.json", "adapter.json")
+        if (out / name).exists()
+    ]
     if taken and not resume:
         raise ConfigError(
             f"{out} holds a run already ({taken[0]}). Resume it (resume=True, --resume), or choose another folder."
@@ -213,6 +286,8 @@ def _run(
         standing.tokens += sum(len(batch.tokens) for batch in batches)
         standing.seconds = time.monotonic() - began
         bar.update(done - bar.n)
+        if config.snapshot_every is not None and standing.step % config.snapshot_every == 0:
+            write_snapshot(out, model, standing.step)
         validates = ends_epoch if config.validate_every is None else standing.step % config.validate_every == 0
         saves = (
             time.monotonic() - saved > CHECKPOINT_SECONDS

@@ -1,13 +1,15 @@
-"""AdamW (Loshchilov and Hutter 2019) with weight decay on weight matrices only."""
+"""AdamW (Loshchilov and Hutter 2019) with weight decay on weight matrices only, and a learning rate for each block."""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from .config import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -29,25 +31,52 @@ def decays(model: nn.Module, *, embeddings: bool = False) -> dict[str, bool]:
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, a group with decay and one without."""
+    """AdamW over the trainable parameters, in groups of one weight decay and one share of the learning rate.
+
+    Raises:
+        ConfigError: nothing is trained.
+    """
     chosen = decays(model, embeddings=config.decay_embeddings)
+    if not chosen:
+        raise ConfigError("Nothing is trained: every parameter is frozen.")
+    shares = learning_rate_shares(model, float(config.layer_decay))
     parameters = dict(model.named_parameters())
-    groups = [
-        {"params": [parameters[n] for n, yes in chosen.items() if yes], "weight_decay": float(config.weight_decay)},
-        {"params": [parameters[n] for n, yes in chosen.items() if not yes], "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, decayed in chosen.items():
+        groups[shares[name], decayed].append(parameters[name])
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
+        [
+            {
+                "params": groups[share, decayed],
+                "weight_decay": float(config.weight_decay) if decayed else 0.0,
+                "lr": config.learning_rate * share,
+                "share": share,
+            }
+            for share, decayed in sorted(groups, reverse=True)
+        ],
         betas=(float(config.beta1), float(config.beta2)),
         fused=True,
     )
 
 
+def learning_rate_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Return for each trainable parameter, by name, its share of the learning rate; see ``layer_decay``."""
+    names = [name for name, _ in _trained(model)]
+    blocks = {name: found for name, _ in model.named_parameters() if (found := re.search(r"\bblocks\.(\d+)\.", name))}
+    depth = 1 + max((int(found[1]) for found in blocks.values()), default=-1)
+
+    def below_head(name: str) -> int:
+        if name in blocks:
+            return depth - int(blocks[name][1])
+        return depth + 1 if name.startswith("backbone.") and not name.startswith("backbone.norm.") else 0
+
+    return {name: layer_decay ** below_head(name) for name in names}
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Use ``learning_rate`` for the next step, in every group."""
+    """Use ``learning_rate`` for the next step, each group its share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["share"]
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

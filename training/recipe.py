@@ -1,8 +1,8 @@
 """Recipes: what a model is made of and how it is trained, in a TOML file.
 
 A recipe has a name, the domain it belongs to, a ``[tokenizer]`` table and one or more sizes, each with tables
-``backbone``, ``head`` and ``training`` (or ``predictor``, for a model that is no language model), and a ``tokenizer``
-table for settings that differ at that size.
+``backbone``, ``head`` and ``training`` (or ``predictor``, for a model that is no language model), a ``tokenizer`` table
+for settings that differ at that size, and ``adapt``, what an adapter is when one is trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from .. import recipes
 from ..backbones import AnyConfig, config_from_dict, from_plain
 from ..errors import ConfigError
-from ..models import HeadConfig, LanguageModel, ModelCard
+from ..models import AdapterConfig, HeadConfig, LanguageModel, ModelCard
 from ..sequences import Tokenizer, check_file
 from .config import TrainingConfig
 
@@ -28,7 +28,7 @@ else:
     import tomli as tomllib
 
 TOP = ("name", "domain", "description", "source", "tokenizer", "sizes")
-SIZE = ("tokenizer", "backbone", "head", "training", "predictor")
+SIZE = ("tokenizer", "backbone", "head", "training", "predictor", "adapt")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Recipe:
         head: settings of the language-model head.
         training: settings of the training run; None for a predictor.
         predictor: settings of a predictor; empty for a language model.
+        adapt: what an adapter is when one is trained.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Recipe:
     head: HeadConfig = field(default_factory=HeadConfig)
     training: TrainingConfig | None = None
     predictor: Mapping[str, Any] = field(default_factory=dict)
+    adapt: AdapterConfig = field(default_factory=AdapterConfig)
 
     def backbone_config(self, vocabulary_size: int) -> AnyConfig:
         """Configuration of the backbone over a vocabulary.
@@ -108,6 +110,7 @@ def read_recipe(path_or_name: str | Path, size: str = "tiny", overrides: Mapping
     tables = dict(data["sizes"][size])
     _refuse_unknown(tables, SIZE, f"{path}, size {size}: ")
     tables["tokenizer"] = {**data.get("tokenizer", {}), **tables.get("tokenizer", {})}
+    tables.setdefault("adapt", {})
     for key, value in (overrides or {}).items():
         table, _, name = key.partition(".")
         if table not in tables or not name:
@@ -124,6 +127,7 @@ def read_recipe(path_or_name: str | Path, size: str = "tiny", overrides: Mapping
         head=from_plain(HeadConfig, tables.get("head", {}), what="head"),
         training=from_plain(TrainingConfig, tables["training"], what="training") if "training" in tables else None,
         predictor=tables.get("predictor", {}),
+        adapt=from_plain(AdapterConfig, tables["adapt"], what="adapt"),
     )
     if recipe.backbone:
         complement = recipe.backbone.get("complement")

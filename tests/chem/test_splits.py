@@ -2,8 +2,10 @@ import json
 
 import numpy as np
 import pytest
-from processive.chem.splits import random_split, read_split, scaffold_split, write_split
+from processive.chem import PropertyPredictor
+from processive.chem.splits import random_split, read_split, scaffold_groups, scaffold_split, write_split
 from processive.errors import ConfigError, InputError, OutputError
+from processive.training import cluster_folds, fit_folds, predict_folds
 
 Chem = pytest.importorskip("rdkit.Chem")
 
@@ -155,3 +157,29 @@ def test_published_sets_split_alike_in_any_row_order(shared, name, usable):
     assert sorted(order[second.test]) == first.test.tolist()
     assert len(first.train) + len(first.valid) + len(first.test) == usable
     assert abs(len(first.test) - usable / 10) <= 2
+
+
+def test_folds_of_scaffolds_are_whole_and_make_an_ensemble():
+    smiles = [
+        "c1ccccc1O",
+        "c1ccccc1N",
+        "C1CCCCC1O",
+        "C1CCCCC1N",
+        "c1ccncc1C",
+        "c1ccncc1O",
+        "CCO",
+        "CCCN",
+        "no molecule",
+    ]
+    groups = scaffold_groups(smiles)
+    assert groups[0] == groups[1] == "c1ccccc1" and groups[6] == "acyclic CCO" and groups[8] is None
+    folds = cluster_folds(groups, 2)
+    assert folds[8] == -1 and sorted(np.bincount(folds[:8])) == [4, 4]
+    assert all(folds[i] == folds[i + 1] for i in (0, 2, 4))
+    y = np.arange(9.0)
+
+    def make(number):
+        return PropertyPredictor(width=8, depth=1, descriptors=False, ensemble=1, epochs=1, seed=number, progress=False)
+
+    found = predict_folds(fit_folds(make, smiles, y, folds), smiles[:8])
+    assert found.mean.shape == (8,) and (found.deviation > 0).all()

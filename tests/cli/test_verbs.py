@@ -50,6 +50,28 @@ def test_train_is_reproducible_and_takes_validation(inputs: Path, tmp_path: Path
     assert first.card.data["validation"]["records"] == 8
 
 
+def test_train_goes_on_from_a_base_whole_in_its_head_and_beside_it(
+    chem_model: Path, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "chem-xlstm", str(inputs / "molecules.smi"), "--base", str(chem_model), "--steps", "3"]
+    base = pv.load(chem_model).state_dict()
+    for adapt, frozen in (("full", 0), ("head", len(base) - 1)):
+        assert main([*train, "--out", str(tmp_path / adapt), "--adapt", adapt]) == 0
+        tuned = pv.load(tmp_path / adapt)
+        assert sum(torch.equal(base[name], tensor) for name, tensor in tuned.state_dict().items()) == frozen
+        assert tuned.card.recipe["base"] == str(chem_model) and "adapt" not in tuned.card.recipe
+    capsys.readouterr()
+    lora = ["--adapt", "lora", "--set", "adapt.rank=2", "--set", "training.learning_rate=0.1"]
+    assert main([*train, "--out", str(tmp_path / "lora"), *lora]) == 0
+    said = capsys.readouterr().out
+    assert "Trained " in said and f"adapter='{tmp_path / 'lora'}'" in said
+    adapted, plain = pv.load(chem_model, adapter=tmp_path / "lora"), pv.load(chem_model)
+    assert adapted.score(["CCO"])[0] != plain.score(["CCO"])[0]
+    assert len(adapted.generate(2, max_length=5)) == 2
+    saved = json.loads((tmp_path / "lora" / "adapter.json").read_text())
+    assert saved["card"]["recipe"]["adapt"]["rank"] == 2 and saved["card"]["data"]["records"] == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -60,6 +82,8 @@ def test_train_is_reproducible_and_takes_validation(inputs: Path, tmp_path: Path
         (["chem-xlstm", "x.smi", "--size", "huge"], "no size 'huge'"),
         (["chem-xlstm", "x.smi", "--steps", "0"], "steps must be positive"),
         (["chem-xlstm", "x.smi", "--target", "logS"], "no --target"),
+        (["chem-xlstm", "x.smi", "--adapt", "lora"], "needs a model to start from: --base MODEL"),
+        (["chem-xlstm", "x.smi", "--set", "adapt.rank=0"], "rank and alpha are positive"),
         (["molecule-property", "x.csv"], "--target"),
         (["chem-xlstm", "x.smi", "--device", "abacus"], "'abacus' cannot be used here"),
     ],
