@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..sequences import Tokenizer
+    from ..sequences import Tokenizer, TokenStore
     from ..training import Recipe
 
 
@@ -40,6 +41,13 @@ def train(
     target: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="What a property model learns, in a .csv. Repeatable.")
     ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA=WEIGHT",
+            help="Train on this too, with so many tokens for each one of INPUT: old=0.1 replays old data. Repeatable.",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; by default that of the folder.")] = None,
     on_error: OnErrorOption = "raise",
     device: DeviceOption = "cpu",
@@ -56,10 +64,10 @@ def train(
     if plan.predictor:
         from .train_property import train_property
 
-        if resume or validation or not target:
+        if resume or validation or mix or not target:
             raise ConfigError(
                 f"The recipe {plan.name} trains a property model: name the column with --target; it takes no --resume "
-                "(it trains in minutes) and no --validation (it splits INPUT by scaffold)."
+                "(it trains in minutes), no --mix and no --validation (it splits INPUT by scaffold)."
             )
         train_property(plan, data, target, out, seed=seed, on_error=on_error, device=device)
         return
@@ -70,6 +78,7 @@ def train(
     _train_language_model(
         plan,
         data,
+        mix=parse_mix(mix or []),
         validation=validation,
         out=out,
         name=name or out.resolve().name,
@@ -91,8 +100,29 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return dict(setting.split("=", 1) for setting in settings)
 
 
+def parse_mix(texts: Sequence[str]) -> list[tuple[Path, float]]:
+    """Split ``data=weight`` texts.
+
+    Raises:
+        ConfigError: one has no ``=``, or its weight is no number.
+    """
+    found = []
+    for text in texts:
+        path, _, weight = text.rpartition("=")
+        try:
+            found.append((Path(path), float(weight)))
+        except ValueError:
+            found.append((Path(), 0.0))
+        if not path or not found[-1][1] > 0:
+            raise ConfigError(f"--mix {text!r} is not DATA=WEIGHT with a weight above 0. Write --mix old.store=0.1")
+    return found
+
+
 def describe_file(path: Path, **counts: int) -> dict[str, Any]:
     """What a model card says of a training file: its name, SHA-256 and ``counts``."""
+    if path.is_dir():  # a token store, which says the same of the files that it was made of
+        made_of = json.loads((path / "store.json").read_text(encoding="utf-8")).get("inputs", [])
+        return {"store": path.name, "inputs": made_of, **counts}
     digest = hashlib.sha256()
     with path.open("rb") as handle:
         while block := handle.read(2**20):
@@ -113,6 +143,7 @@ def _train_language_model(
     plan: Recipe,
     data: Path,
     *,
+    mix: Sequence[tuple[Path, float]],
     validation: Path | None,
     out: Path,
     name: str,
@@ -126,6 +157,14 @@ def _train_language_model(
     assert plan.training is not None
     tokenizer, sequences, counts = _read_and_tokenize(plan, data, on_error)
     described = describe_file(data, **counts)
+    mixed: Any = sequences
+    if mix:
+        others = [_read_and_tokenize(plan, path, on_error, tokenizer)[1:] for path, _ in mix]
+        mixed = training.Mixture((sequences, *(other for other, _ in others)), (1.0, *(weight for _, weight in mix)))
+        described["mix"] = [
+            {**describe_file(path, **counts), "weight": weight}
+            for (path, weight), (_, counts) in zip(mix, others, strict=True)
+        ]
     held_out = None
     if validation is not None:
         _, held_out, counts = _read_and_tokenize(plan, validation, on_error, tokenizer)
@@ -133,7 +172,7 @@ def _train_language_model(
     card = ModelCard(description=plan.description, data=described, recipe=plan.to_dict())
     model = plan.build(tokenizer, card=card).to(device)
     model.name = name
-    metrics = training.train(model, sequences, plan.training, out=out, validation=held_out, resume=resume, card=card)
+    metrics = training.train(model, mixed, plan.training, out=out, validation=held_out, resume=resume, card=card)
     if metrics["interrupted"]:
         raise Stopped(
             f"Training stopped at step {metrics.get('step', 0)}; the checkpoint is in {out}. "
@@ -146,9 +185,11 @@ def _train_language_model(
 
 def _read_and_tokenize(
     plan: Recipe, path: Path, on_error: OnError, tokenizer: Tokenizer | None = None
-) -> tuple[Tokenizer, list[NDArray[np.int32]], dict[str, int]]:
+) -> tuple[Tokenizer, Sequence[NDArray[np.integer]], dict[str, int]]:
     """The tokenizer (made from this file if not given), its tokens, and counts for the model card."""
     domain = domain_module(plan.domain)
+    if path.is_dir():
+        return _open_store(plan, path, tokenizer)
     if plan.domain == "cells":
         adata = domain.read(path)
         tokenizer = tokenizer or domain.make_tokenizer(plan.tokenizer, adata)
@@ -160,3 +201,26 @@ def _read_and_tokenize(
         sequences = domain.tokenize(records, tokenizer)
         counts = {"records": len(records), "unusable": len(records.rejected)}
     return tokenizer, sequences, {**counts, "tokens": sum(map(len, sequences))}
+
+
+def _open_store(plan: Recipe, path: Path, tokenizer: Tokenizer | None) -> tuple[Tokenizer, TokenStore, dict[str, int]]:
+    """A token store, the tokenizer in it, and counts for the model card."""
+    from ..sequences import TokenStore, tokenizer_from_dict, tokenizer_to_dict
+
+    store = TokenStore(path)
+    if "tokenizer" not in store.meta:
+        raise ConfigError(f"{path} does not say by which tokenizer it was made. Make it with processive tokenize.")
+    made = tokenizer_from_dict(store.meta["tokenizer"])
+    wanted = tokenizer
+    if wanted is None and plan.domain != "cells":
+        wanted = domain_module(plan.domain).make_tokenizer(plan.tokenizer, [])
+    if made.domain != plan.domain or (
+        wanted is not None and json.dumps(tokenizer_to_dict(wanted)) != json.dumps(tokenizer_to_dict(made))
+    ):
+        asked = "the other data" if tokenizer is not None else f"the recipe {plan.name} at size {plan.size}"
+        raise ConfigError(
+            f"{path} was made by another tokenizer ({made.name}) than that of {asked}. Tokenize the input again."
+        )
+    counts = list(store.meta.get("records", {}).values())
+    described = {name: sum(count[name] for count in counts) for name in ("records", "unusable")} if counts else {}
+    return made, store, {**described, "tokens": len(store.tokens)}
