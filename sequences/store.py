@@ -7,8 +7,8 @@ A folder of three files: ``tokens.bin`` (all ids, end to end), ``offsets.bin`` (
 from __future__ import annotations
 
 import json
-import mmap
 import os
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -21,15 +21,14 @@ from .files import replacing
 
 FORMAT = 1
 NAME = "store.json"
-READ_AROUND = 2**16  # bytes that the system maps around one that is read
-RESIDENT = 2**26  # bytes of a store that may be mapped before they are let go
 BLOCK = 2**20  # offsets read at one time
 
 
 class TokenStore(Sequence[NDArray[np.integer]]):
     """Token sequences read from a folder that ``TokenStore.write`` or ``processive tokenize`` made.
 
-    Only some 64 MB of the pages that were touched are kept mapped, in whatever order sequences are read.
+    Sequences are read from the files and not through the mapping, whose pages would stay in this process' memory: the
+    kernel maps up to 2 MB around each place that is touched, and shuffled reading would soon hold the whole store.
 
     Attributes:
         path: the folder.
@@ -64,7 +63,12 @@ class TokenStore(Sequence[NDArray[np.integer]]):
             raise InputError(
                 f"This is not a whole token store ({error}).", path=path, hint="Tokenize the input again."
             ) from None
-        self._mapped = 0
+        self._files = [os.open(self.path / name, os.O_RDONLY) for name in ("offsets.bin", "tokens.bin")]
+        for file in self._files:
+            weakref.finalize(self, os.close, file)
+
+    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path]]:
+        return type(self), (self.path,)
 
     @classmethod
     def write(
@@ -96,12 +100,11 @@ class TokenStore(Sequence[NDArray[np.integer]]):
         longest, count = 0, len(self)
         lengths: NDArray[np.integer] = np.empty(count, np.int32)
         for start in range(0, count, BLOCK):
-            block = np.diff(self.offsets[start : min(start + BLOCK, count) + 1])
+            block = np.diff(self._read(0, start, min(start + BLOCK, count) + 1))
             longest = max(longest, int(block.max()))
             if longest > np.iinfo(lengths.dtype).max:
                 lengths = lengths.astype(np.int64)
             lengths[start : start + len(block)] = block
-            self._touch(block.nbytes)
         return lengths
 
     def __len__(self) -> int:
@@ -117,18 +120,18 @@ class TokenStore(Sequence[NDArray[np.integer]]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        ids = self.tokens[self.offsets[index] : self.offsets[index + 1]]
-        self._touch(ids.nbytes)
-        return ids
+        start, end = self._read(0, index, index + 2).tolist()
+        return self._read(1, start, end)
 
-    def _touch(self, size: int) -> None:
-        """Count what was mapped, and let go of it when it is much. Arrays given out stay valid; pages come back."""
-        self._mapped += size + 2 * READ_AROUND
-        if self._mapped > RESIDENT:
-            self._mapped = 0
-            for mapped in (self.tokens.base, self.offsets.base):
-                if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-                    mapped.madvise(mmap.MADV_DONTNEED)
+    def _read(self, which: int, start: int, end: int) -> NDArray[np.integer]:
+        """Items ``start:end`` of the offsets (0) or the tokens (1)."""
+        mapped = self.tokens if which else self.offsets
+        size = mapped.dtype.itemsize
+        if hasattr(os, "pread"):  # not on Windows
+            read = os.pread(self._files[which], (end - start) * size, start * size)
+            if len(read) == (end - start) * size:  # more than 2 GB are not read at once
+                return np.frombuffer(read, mapped.dtype)
+        return mapped[start:end]
 
 
 class StoreWriter:

@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 from ..errors import ProcessiveError
@@ -29,7 +30,7 @@ def map_in_order(work: Callable[[Given], Result], items: Iterable[Given], *, wor
     if workers < 2:
         yield from map(work, items)
         return
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     pipes, processes = [], []
     try:
         for _ in range(workers):
@@ -56,6 +57,15 @@ def map_in_order(work: Callable[[Given], Result], items: Iterable[Given], *, wor
         for process in processes:
             process.terminate()
             process.join()
+
+
+def _context() -> BaseContext:
+    """How processes are started: forked from one that has no threads and has imported this package, where there is."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__package__])
+    return context
 
 
 def _serve(pipe: Connection, work: Callable[[Given], Result]) -> None:

@@ -113,6 +113,8 @@ class Pieces:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> NDArray[np.integer]:
+        if len(self._parts) == 1:
+            return self._parts[0][index]
         part = int(np.searchsorted(self._ends, index, side="right"))
         return self._parts[part][index - (int(self._ends[part]) - len(self._parts[part]))]
 
@@ -122,7 +124,7 @@ class Pieces:
             return shuffled(len(self), seed, epoch)
         starts = self._ends - [len(part) for part in self._parts]
         chosen = [
-            int(start) + endless(len(part), seed, number, begin=epoch * count, taken=count)
+            int(start) + endless(len(part), seed, number, begin=epoch * count, taken=count).astype(np.int64)
             for number, (part, start, count) in enumerate(zip(self._parts, starts, self._counts, strict=True))
         ]
         joined: Order = np.concatenate(chosen)
