@@ -4,7 +4,7 @@ from .contacts import contacts
 from .graph import contact_graph
 from .homologs import homolog_batch, homolog_context
 from .letters import LetterTokenizer
-from .readers import read, write_fasta
+from .readers import chunks, read, write_fasta
 from .sequence import AMINO_ACIDS, BASES, guess_alphabet, reverse_complement, translate
 from .tasks import embed, generate, logits, make_tokenizer, score, tokenize
 from .tokenizer import DNATokenizer, KmerTokenizer, ProteinTokenizer
@@ -19,6 +19,7 @@ __all__ = [
     "ProteinTokenizer",
     "all_single_variants",
     "apply_variant",
+    "chunks",
     "contact_graph",
     "contacts",
     "embed",

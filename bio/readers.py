@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import get_args
 
 from ..errors import ConfigError, InputError, ShapeError
-from ..sequences import Record, Records, Tokenizer, read_lines, replacing
+from ..sequences import Encoded, Record, Records, Tokenizer, encode_records, read_blocks, read_lines, replacing
 from .sequence import Alphabet, find_problem, guess_alphabet
 
 ONE_PER_LINE = (".txt", ".seq")
@@ -48,6 +50,55 @@ def read(path: str | Path, alphabet: Alphabet | Tokenizer | None = None) -> Reco
     return Records(tuple(records), path)
 
 
+@dataclass(frozen=True)
+class SequenceChunk:
+    """Whole records of a FASTA file, or lines of one that has a sequence in each."""
+
+    text: str
+    fasta: bool = True
+
+    def records(self, tokenizer: Tokenizer) -> Iterator[Record]:
+        """The records, numbered from 1, as ``read`` gives them."""
+        text = self.text
+        if text.startswith(COMMENT) or f"\n{COMMENT}" in text:
+            text = "\n".join(line for line in text.split("\n") if not line.startswith(COMMENT))
+        is_protein = getattr(tokenizer, "alphabet", None) == "protein"
+        number = 0
+        for part in f"\n{text}".split("\n>")[1:] if self.fasta else text.split("\n"):
+            header, _, body = part.partition("\n") if self.fasta else ("", "", part)
+            sequence = "".join(body.split())
+            if not self.fasta and not sequence:
+                continue
+            number += 1
+            sequence = sequence.removesuffix("*") if is_protein else sequence
+            problem = None if sequence else find_problem(sequence, "dna")
+            yield Record(sequence, _name(f">{header}"), number, problem)
+
+    def encode(self, tokenizer: Tokenizer) -> Encoded:
+        """Token ids of the records."""
+        return encode_records(self.records(tokenizer), tokenizer)
+
+
+def chunks(path: str | Path, tokenizer: Tokenizer) -> Iterator[SequenceChunk]:
+    """Yield a file that ``read`` reads in parts of some million letters, or of one record where that is longer.
+
+    Raises:
+        InputError: as ``read``.
+    """
+    path = Path(path)
+    first = next(_lines(path), None)
+    if first is None:
+        raise InputError("The file holds no sequence.", path=path)
+    with_headers = _has_headers(path, *first)
+    for number, text in enumerate(read_blocks(path, before=">" if with_headers else "")):
+        chunk = SequenceChunk(text, with_headers)
+        if number == 0 and getattr(tokenizer, "alphabet", None) == "protein":
+            texts = [record.text for record in chunk.records(tokenizer) if record.problem is None]
+            if texts and guess_alphabet(texts) == "dna":
+                warnings.warn(f"{path} looks like DNA, and the tokenizer reads proteins: translate it?", stacklevel=2)
+        yield chunk
+
+
 def write_fasta(path: str | Path, names: Sequence[str], sequences: Sequence[str], *, width: int = 60) -> None:
     """Write a FASTA file, whole or not at all, ``width`` letters to a line.
 
@@ -81,23 +132,39 @@ def _problem(sequence: str, known: Alphabet | Tokenizer) -> InputError | None:
 
 def _parse(path: Path) -> Iterator[tuple[str, str]]:
     """Yield ``(name, sequence)`` of every record of the file."""
-    suffixes = [suffix.lower() for suffix in PurePath(path).suffixes if suffix.lower() not in (".gz", ".zst")]
-    lines = ((number, line) for number, line in read_lines(path) if line.strip() and not line.startswith(COMMENT))
+    lines = _lines(path)
     first = next(lines, None)
     if first is None:
         return
     number, line = first
-    if line.startswith(">"):
+    if _has_headers(path, number, line):
         yield from _records(line, lines)
-    elif suffixes and suffixes[-1] in ONE_PER_LINE:
+    else:
         yield "", _joined([line])
         yield from (("", _joined([line])) for _, line in lines)
-    else:
-        raise InputError(
-            f"Line {number} does not begin with '>', so this is not FASTA.",
-            path=path,
-            hint=f"One sequence per line is read from {' and '.join(ONE_PER_LINE)} files.",
-        )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines that are neither blank nor a comment."""
+    return ((number, line) for number, line in read_lines(path) if line.strip() and not line.startswith(COMMENT))
+
+
+def _has_headers(path: Path, number: int, line: str) -> bool:
+    """Tell FASTA from one sequence per line by the first line.
+
+    Raises:
+        InputError: it is neither.
+    """
+    suffixes = [suffix.lower() for suffix in PurePath(path).suffixes if suffix.lower() not in (".gz", ".zst")]
+    if line.startswith(">"):
+        return True
+    if suffixes and suffixes[-1] in ONE_PER_LINE:
+        return False
+    raise InputError(
+        f"Line {number} does not begin with '>', so this is not FASTA.",
+        path=path,
+        hint=f"One sequence per line is read from {' and '.join(ONE_PER_LINE)} files.",
+    )
 
 
 def _records(header: str, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from .graph import neighbor_graph
 from .langcell import LangCell
 from .matrix import Expression, find_expression
 from .readers import read, write_h5ad
-from .tasks import embed, make_tokenizer, score, tokenize
+from .tasks import chunks, embed, make_tokenizer, score, tokenize
 from .tokenizer import RankTokenizer
 from .vocabulary import GeneMatch, GeneVocabulary
 
@@ -15,6 +15,7 @@ __all__ = [
     "GeneVocabulary",
     "LangCell",
     "RankTokenizer",
+    "chunks",
     "draw_umap",
     "embed",
     "find_expression",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,16 +15,19 @@ from tqdm import tqdm
 
 from .. import inference
 from ..errors import ConfigError, InputError
+from ..sequences import Encoded, Unusable
 from .matrix import Expression, find_expression, whole_counts
+from .readers import read
 from .tokenizer import RankTokenizer
 from .vocabulary import GeneMatch, GeneVocabulary
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
     from ..models import LanguageModel
 else:
-    AnnData = LanguageModel = Any
+    AnnData = LanguageModel = csr_matrix = Any
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +73,37 @@ def tokenize(adata: AnnData, tokenizer: RankTokenizer) -> list[NDArray[np.int32]
     cells = [cell for block in _token_blocks(expression, match, tokenizer) for cell in block]
     _report(adata, [len(cell) > 0 for cell in cells])
     return cells
+
+
+@dataclass(frozen=True)
+class CellChunk:
+    """Some cells of a matrix, csr [cells, genes]."""
+
+    counts: csr_matrix
+    whole: bool  # whether they are counts, or values to be taken back to counts
+    match: GeneMatch
+    names: tuple[str, ...]
+
+    def encode(self, tokenizer: RankTokenizer) -> Encoded:
+        """Token ids of the cells; one without a known gene is unusable."""
+        cells = tokenizer.encode_block(self.counts if self.whole else whole_counts(self.counts), self.match)
+        reason = "The cell has no known gene with a count."
+        empty = (Unusable(i + 1, self.names[i], reason) for i, cell in enumerate(cells) if not len(cell))
+        lengths = np.array([len(cell) for cell in cells if len(cell)], np.int64)
+        return Encoded(np.concatenate(cells), lengths, len(cells), len(cells), tuple(empty))
+
+
+def chunks(path: str | Path, tokenizer: RankTokenizer) -> Iterator[CellChunk]:
+    """Yield the cells of an ``.h5ad`` file in blocks; its matrix stays on disk.
+
+    Raises:
+        InputError: as ``read``; no matrix can be used, or nearly no gene is known.
+    """
+    adata = read(path, backed=True)
+    expression, match = _find(adata, tokenizer)
+    for start, block in expression.blocks():
+        names = tuple(adata.obs_names[start : start + block.shape[0]])
+        yield CellChunk(block, expression.kind == "counts", match, names)
 
 
 def embed(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from .molecules import canonical_smiles, parse_smiles
     from .properties import PropertyPredictor
-    from .readers import read, write_smiles
+    from .readers import chunks, read, write_smiles
     from .splits import Split, random_split, read_split, scaffold_groups, scaffold_split, write_split
     from .tasks import embed, generate, make_tokenizer, score, tokenize
     from .tokenizer import SmilesTokenizer
@@ -40,6 +40,7 @@ _HOMES = {
     "SmilesTokenizer": "tokenizer",
     "Split": "splits",
     "canonical_smiles": "molecules",
+    "chunks": "readers",
     "draw_map": "draw",
     "draw_molecules": "draw",
     "draw_properties": "draw",
@@ -74,6 +75,7 @@ __all__ = [
     "SmilesTokenizer",
     "Split",
     "canonical_smiles",
+    "chunks",
     "draw_map",
     "draw_molecules",
     "draw_properties",

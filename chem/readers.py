@@ -7,11 +7,24 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath
 
 from ..errors import ConfigError, InputError, needs
-from ..sequences import Record, Records, check_file, read_lines, replacing
+from ..sequences import (
+    Encoded,
+    Record,
+    RecordChunk,
+    Records,
+    Tokenizer,
+    check_file,
+    encode_records,
+    in_chunks,
+    read_blocks,
+    read_lines,
+    replacing,
+)
 from .molecules import parse_smiles
 from .tokenizer import SmilesTokenizer
 
@@ -56,6 +69,54 @@ def read(path: str | Path, *, column: str | None = None, sanitize: bool = True) 
     if not found:
         raise InputError("The file holds no molecule.", path=path)
     return Records(tuple(found), path)
+
+
+@dataclass(frozen=True)
+class SmilesChunk:
+    """Lines of a list of SMILES; a header line among them is left empty."""
+
+    text: str
+    sanitize: bool = False
+
+    def encode(self, tokenizer: Tokenizer) -> Encoded:
+        """Token ids of the records, whose numbers are those of their lines."""
+        lines = self.text.split("\n")
+        check = parse_smiles if self.sanitize else None
+        return encode_records(_read_list(enumerate(lines, 1)), tokenizer, check=check, numbers=len(lines) - 1)
+
+
+def chunks(
+    path: str | Path, tokenizer: Tokenizer, *, sanitize: bool = False
+) -> Iterator[SmilesChunk] | Iterator[RecordChunk]:
+    """Yield a file that ``read`` reads in parts of some 20,000 molecules.
+
+    Tables and SDF are parsed here, a list of SMILES where it is tokenized. With ``sanitize`` RDKit is asked, there
+    too, whether each string is a molecule; it takes twenty times as long as the tokens do.
+
+    Raises:
+        InputError: as ``read``.
+    """
+    del tokenizer  # the domains' functions take the same arguments
+    path = check_file(path)
+    name, lines = _lines(path)
+    suffix = PurePath(name).suffix.lower()
+    check = parse_smiles if sanitize else None
+    if suffix in (".sdf", ".sd", ".mol"):
+        return in_chunks(_read_sdf(lines, sanitize=sanitize))
+    table = suffix in (".csv", ".tsv")
+    first = next(((number, line) for number, line in lines if line.strip()), None)
+    if first is None:
+        raise InputError("The file holds no molecule.", path=path)
+    zipped = name != (path.with_suffix("") if path.suffix.lower() in (".gz", ".zst") else path).name
+    if table or zipped or _is_table(first[1]):
+        return in_chunks(_read_text(_lines(path)[1], column=None, table=table), check=check)
+    header = first[1] if _is_header(first[1]) else None
+    return _list_chunks(path, header, sanitize=sanitize)
+
+
+def _list_chunks(path: Path, header: str | None, *, sanitize: bool) -> Iterator[SmilesChunk]:
+    for number, text in enumerate(read_blocks(path)):
+        yield SmilesChunk(text if number or header is None else text.replace(header, "", 1), sanitize)
 
 
 def write_smiles(path: str | Path, smiles: Sequence[str], names: Sequence[str] | None = None) -> None:
@@ -104,12 +165,27 @@ def _read_text(lines: Lines, *, column: str | None, table: bool) -> Iterable[Rec
     if first is None:
         return ()
     number, line = first
-    delimiter = max("\t,;", key=line.count) if any(d in line for d in "\t,;") else ","
-    heads = [head.strip() for head in next(csv.reader([line], delimiter=delimiter))]
-    if not (table or column is not None or (len(heads) > 1 and any(h.lower() in SMILES_COLUMNS for h in heads))):
-        is_header = line.split()[0].lower() in SMILES_COLUMNS
-        return _read_list(lines if is_header else chain([first], lines))
+    delimiter, heads = _heads(line)
+    if not (table or column is not None or _is_table(line)):
+        return _read_list(lines if _is_header(line) else chain([first], lines))
     return _read_table(lines, heads, delimiter, number, column)
+
+
+def _heads(line: str) -> tuple[str, list[str]]:
+    """The delimiter of a table and the names of its columns."""
+    delimiter = max("\t,;", key=line.count) if any(d in line for d in "\t,;") else ","
+    return delimiter, [head.strip() for head in next(csv.reader([line], delimiter=delimiter))]
+
+
+def _is_table(line: str) -> bool:
+    """Whether a first line names several columns, one of them of SMILES."""
+    heads = _heads(line)[1]
+    return len(heads) > 1 and any(head.lower() in SMILES_COLUMNS for head in heads)
+
+
+def _is_header(line: str) -> bool:
+    """Whether the first line of a list is a header."""
+    return line.split(maxsplit=1)[0].lower() in SMILES_COLUMNS
 
 
 def _read_list(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:

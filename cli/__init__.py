@@ -14,12 +14,14 @@ from .models import models
 from .predict import predict
 from .report import exit_status, messages_as_lines, say, say_error
 from .score import score
+from .tokenize import tokenize
 from .train import train
 
 __all__ = ["main"]
 
 EXAMPLES: dict[Callable[..., None], str] = {
     train: "processive train chem-xlstm molecules.smi --out runs/chem",
+    tokenize: "processive tokenize molecules.smi.gz --recipe chem-xlstm --out molecules.store --workers 8",
     generate: "processive generate runs/chem -n 1000 -o designs.smi --temperature 0.9",
     embed: "processive embed runs/protein proteins.fasta -o embeddings.npz",
     score: "processive score runs/protein proteins.fasta -o scores.csv --variants A42G,K7E",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..sequences import Tokenizer
+    from ..sequences import Tokenizer, TokenStore
     from ..training import Recipe
 
 
@@ -46,6 +46,13 @@ def train(
         Literal["full", "head", "lora"],
         typer.Option(help="What of the --base is trained: all, its head, or an adapter (--set adapt.rank=8)."),
     ] = "full",
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA=WEIGHT",
+            help="Train on this too, with so many tokens for each one of INPUT: old=0.1 replays old data. Repeatable.",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; by default that of the folder.")] = None,
     on_error: OnErrorOption = "raise",
     device: DeviceOption = "cpu",
@@ -65,10 +72,10 @@ def train(
     if plan.predictor:
         from .train_property import train_property
 
-        if resume or validation or base or not target:
+        if resume or validation or base or mix or not target:
             raise ConfigError(
                 f"The recipe {plan.name} trains a property model: name the column with --target; it takes no --resume "
-                "(it trains in minutes), no --base and no --validation (it splits INPUT by scaffold)."
+                "(it trains in minutes), no --base, no --mix and no --validation (it splits INPUT by scaffold)."
             )
         train_property(plan, data, target, out, seed=seed, on_error=on_error, device=device)
         return
@@ -79,6 +86,7 @@ def train(
     _train_language_model(
         plan,
         data,
+        mix=parse_mix(mix or []),
         validation=validation,
         out=out,
         base=base,
@@ -102,6 +110,24 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return dict(setting.split("=", 1) for setting in settings)
 
 
+def parse_mix(texts: Sequence[str]) -> list[tuple[Path, float]]:
+    """Split ``data=weight`` texts.
+
+    Raises:
+        ConfigError: one has no ``=``, or its weight is no number.
+    """
+    found = []
+    for text in texts:
+        path, _, weight = text.rpartition("=")
+        try:
+            found.append((Path(path), float(weight)))
+        except ValueError:
+            found.append((Path(), 0.0))
+        if not path or not found[-1][1] > 0:
+            raise ConfigError(f"--mix {text!r} is not DATA=WEIGHT with a weight above 0. Write --mix old.store=0.1")
+    return found
+
+
 def _check_folder(out: Path) -> None:
     """Refuse a folder that could not be written later, without making it."""
     from ..sequences import check_writable
@@ -115,6 +141,7 @@ def _train_language_model(
     plan: Recipe,
     data: Path,
     *,
+    mix: Sequence[tuple[Path, float]],
     validation: Path | None,
     out: Path,
     base: str | None,
@@ -137,6 +164,14 @@ def _train_language_model(
         plan, data, on_error, None if started is None else started.tokenizer
     )
     described = training.describe_file(data, **counts)
+    mixed: Any = sequences
+    if mix:
+        others = [_read_and_tokenize(plan, path, on_error, tokenizer)[1:] for path, _ in mix]
+        mixed = training.Mixture((sequences, *(other for other, _ in others)), (1.0, *(weight for _, weight in mix)))
+        described["mix"] = [
+            {**training.describe_file(path, **counts), "weight": weight}
+            for (path, weight), (_, counts) in zip(mix, others, strict=True)
+        ]
     held_out = None
     if validation is not None:
         _, held_out, counts = _read_and_tokenize(plan, validation, on_error, tokenizer)
@@ -152,7 +187,7 @@ def _train_language_model(
         add_adapter(model, plan.adapt, seed=plan.training.seed)
     else:
         model.name = name
-    metrics = training.train(model, sequences, plan.training, out=out, validation=held_out, resume=resume, card=card)
+    metrics = training.train(model, mixed, plan.training, out=out, validation=held_out, resume=resume, card=card)
     if metrics["interrupted"]:
         raise Stopped(
             f"Training stopped at step {metrics.get('step', 0)}; the checkpoint is in {out}. "
@@ -170,9 +205,11 @@ def _train_language_model(
 
 def _read_and_tokenize(
     plan: Recipe, path: Path, on_error: OnError, tokenizer: Tokenizer | None = None
-) -> tuple[Tokenizer, list[NDArray[np.int32]], dict[str, int]]:
+) -> tuple[Tokenizer, Sequence[NDArray[np.integer]], dict[str, int]]:
     """The tokenizer (made from this file if not given), its tokens, and counts for the model card."""
     domain = domain_module(plan.domain)
+    if path.is_dir():
+        return _open_store(plan, path, tokenizer)
     if plan.domain == "cells":
         adata = domain.read(path)
         tokenizer = tokenizer or domain.make_tokenizer(plan.tokenizer, adata)
@@ -184,3 +221,26 @@ def _read_and_tokenize(
         sequences = domain.tokenize(records, tokenizer)
         counts = {"records": len(records), "unusable": len(records.rejected)}
     return tokenizer, sequences, {**counts, "tokens": sum(map(len, sequences))}
+
+
+def _open_store(plan: Recipe, path: Path, tokenizer: Tokenizer | None) -> tuple[Tokenizer, TokenStore, dict[str, int]]:
+    """A token store, the tokenizer in it, and counts for the model card."""
+    from ..sequences import TokenStore, tokenizer_from_dict, tokenizer_to_dict
+
+    store = TokenStore(path)
+    if "tokenizer" not in store.meta:
+        raise ConfigError(f"{path} does not say by which tokenizer it was made. Make it with processive tokenize.")
+    made = tokenizer_from_dict(store.meta["tokenizer"])
+    wanted = tokenizer
+    if wanted is None and plan.domain != "cells":
+        wanted = domain_module(plan.domain).make_tokenizer(plan.tokenizer, [])
+    if made.domain != plan.domain or (
+        wanted is not None and json.dumps(tokenizer_to_dict(wanted)) != json.dumps(tokenizer_to_dict(made))
+    ):
+        asked = "the other data" if tokenizer is not None else f"the recipe {plan.name} at size {plan.size}"
+        raise ConfigError(
+            f"{path} was made by another tokenizer ({made.name}) than that of {asked}. Tokenize the input again."
+        )
+    counts = list(store.meta.get("records", {}).values())
+    described = {name: sum(count[name] for count in counts) for name in ("records", "unusable")} if counts else {}
+    return made, store, {**described, "tokens": len(store.tokens)}

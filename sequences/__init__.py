@@ -1,7 +1,8 @@
 """What a batch is: vocabulary, tokenizer protocol, packed batch, packing, text tokenizers, token stores, text files."""
 
 from .batch import PackedBatch
-from .files import check_file, check_writable, open_text, read_lines, replacing
+from .chunks import Chunk, Encoded, RecordChunk, Unusable, encode_records, in_chunks
+from .files import check_file, check_writable, open_text, read_blocks, read_lines, replacing
 from .filling import move_spans_behind, span_masks
 from .ids import IdTokenizer
 from .packing import pack, unused_share
@@ -9,9 +10,19 @@ from .records import OnError, Record, Records
 from .store import TokenStore
 from .text import TextTokenizer
 from .tokenizer import Tokenizer, tokenizer_class, tokenizer_from_dict, tokenizer_to_dict
+from .tokenizing import read_unusable, tokenize_files
 from .vocabulary import Vocabulary
 
 __all__ = [
+    "Chunk",
+    "Encoded",
+    "RecordChunk",
+    "Unusable",
+    "encode_records",
+    "in_chunks",
+    "read_blocks",
+    "read_unusable",
+    "tokenize_files",
     "IdTokenizer",
     "OnError",
     "PackedBatch",

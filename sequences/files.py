@@ -119,6 +119,32 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r\n")
 
 
+def read_blocks(path: str | Path, *, before: str = "", size: int = 2**20) -> Iterator[str]:
+    """Yield the text in blocks of whole lines, at least ``size`` characters but for the last.
+
+    With ``before`` every block but the first begins with it: ``">"`` keeps the records of FASTA whole. The blocks are
+    the same each time.
+
+    Raises:
+        InputError: as ``read_lines``.
+    """
+    mark = f"\n{before}"
+    held: list[str] = []
+    with open_text(path) as text:
+        while block := text.read(size):
+            block += text.readline()
+            if "\0" in block:
+                raise InputError("This is not a text file.", path=path)
+            cut = block.rfind(mark) + 1
+            if cut or (held and block.startswith(before)):
+                yield "".join([*held, block[:cut]])
+                held = [block[cut:]] if cut < len(block) else []
+            else:
+                held.append(block)
+    if held:
+        yield "".join(held)
+
+
 def _reason(error: OSError | SafetensorError) -> str:
     if isinstance(error, SafetensorError):  # it wraps the operating system's error in words of its own
         return "the disk is full" if f"os error {errno.ENOSPC}" in str(error) else str(error)

@@ -7,6 +7,8 @@ A folder of three files: ``tokens.bin`` (all ids, end to end), ``offsets.bin`` (
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -18,10 +20,22 @@ from ..errors import ConfigError, InputError
 from .files import replacing
 
 FORMAT = 1
+NAME = "store.json"
+BLOCK = 2**20  # offsets read at one time
 
 
 class TokenStore(Sequence[NDArray[np.integer]]):
-    """Token sequences read from a folder that ``TokenStore.write`` made; only the pages touched are in memory."""
+    """Token sequences read from a folder that ``TokenStore.write`` or ``processive tokenize`` made.
+
+    Sequences are read from the files and not through the mapping, whose pages would stay in this process' memory: the
+    kernel maps up to 2 MB around each place that is touched, and shuffled reading would soon hold the whole store.
+
+    Attributes:
+        path: the folder.
+        meta: what ``store.json`` says.
+        offsets: where each sequence begins in ``tokens``, and the end of the last, int64 [sequences + 1].
+        tokens: all ids, end to end.
+    """
 
     def __init__(self, path: str | Path) -> None:
         """Open a store.
@@ -31,7 +45,7 @@ class TokenStore(Sequence[NDArray[np.integer]]):
         """
         self.path = Path(path)
         try:
-            meta = json.loads((self.path / "store.json").read_text())
+            meta = json.loads((self.path / NAME).read_text(encoding="utf-8"))
             if meta["format"] != FORMAT:
                 raise InputError(f"Token store of format {meta['format']}; this version reads {FORMAT}.", path=path)
             self.meta: dict[str, Any] = meta
@@ -41,12 +55,20 @@ class TokenStore(Sequence[NDArray[np.integer]]):
                 if meta["tokens"]
                 else np.zeros(0, np.dtype(meta["dtype"]))
             )
-        except (FileNotFoundError, KeyError, ValueError, json.JSONDecodeError) as error:
+            if int(self.offsets[-1]) != meta["tokens"]:
+                raise ValueError(f"offsets end at {int(self.offsets[-1])} of {meta['tokens']} tokens")
+        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
                 f"This is not a whole token store ({error}).", path=path, hint="Tokenize the input again."
             ) from None
+        self._files = [os.open(self.path / name, os.O_RDONLY) for name in ("offsets.bin", "tokens.bin")]
+        for file in self._files:
+            weakref.finalize(self, os.close, file)
+
+    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path]]:
+        return type(self), (self.path,)
 
     @classmethod
     def write(
@@ -63,28 +85,27 @@ class TokenStore(Sequence[NDArray[np.integer]]):
             ConfigError: a token id lies outside the vocabulary.
             OutputError: the disk is full or the folder cannot be written.
         """
-        dtype = np.dtype(np.uint8 if vocabulary_size <= 2**8 else np.uint16 if vocabulary_size <= 2**16 else np.uint32)
-        total = count = 0
         with replacing(path) as new:
             new.mkdir()
-            with (new / "tokens.bin").open("wb") as tokens, (new / "offsets.bin").open("wb") as offsets:
-                offsets.write(np.int64(0).tobytes())
+            with StoreWriter(new, vocabulary_size) as writer:
                 for sequence in sequences:
                     ids = np.asarray(sequence)
-                    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary_size:
-                        raise ConfigError(f"Sequence {count + 1} holds a token id outside 0..{vocabulary_size - 1}.")
-                    tokens.write(ids.astype(dtype).tobytes())
-                    total += len(ids)
-                    count += 1
-                    offsets.write(np.int64(total).tobytes())
-            description = {"format": FORMAT, "dtype": dtype.name, "tokens": total, "sequences": count, **(meta or {})}
-            (new / "store.json").write_text(json.dumps(description, indent=2))
+                    writer.append(ids, [len(ids)])
+                writer.finish(meta or {})
         return cls(path)
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Length of every sequence."""
-        return np.diff(self.offsets)
+    def lengths(self) -> NDArray[np.integer]:
+        """Length of every sequence, in int32 where that is enough."""
+        longest, count = 0, len(self)
+        lengths: NDArray[np.integer] = np.empty(count, np.int32)
+        for start in range(0, count, BLOCK):
+            block = np.diff(self._read(0, start, min(start + BLOCK, count) + 1))
+            longest = max(longest, int(block.max()))
+            if longest > np.iinfo(lengths.dtype).max:
+                lengths = lengths.astype(np.int64)
+            lengths[start : start + len(block)] = block
+        return lengths
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -99,4 +120,76 @@ class TokenStore(Sequence[NDArray[np.integer]]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+        start, end = self._read(0, index, index + 2).tolist()
+        return self._read(1, start, end)
+
+    def _read(self, which: int, start: int, end: int) -> NDArray[np.integer]:
+        """Items ``start:end`` of the offsets (0) or the tokens (1)."""
+        mapped = self.tokens if which else self.offsets
+        size = mapped.dtype.itemsize
+        if hasattr(os, "pread"):  # not on Windows
+            read = os.pread(self._files[which], (end - start) * size, start * size)
+            if len(read) == (end - start) * size:  # more than 2 GB are not read at once
+                return np.frombuffer(read, mapped.dtype)
+        return mapped[start:end]
+
+
+class StoreWriter:
+    """Writes the files of a store into a folder, and can go on where another one was ended.
+
+    Attributes:
+        sequences: written so far.
+        tokens: written so far.
+    """
+
+    def __init__(self, folder: Path, vocabulary_size: int, *, sequences: int = 0, tokens: int = 0) -> None:
+        """Begin in an empty folder, or go on behind so many sequences and tokens; what stands after them is dropped."""
+        self._folder, self._size = folder, vocabulary_size
+        self._dtype = np.dtype(
+            np.uint8 if vocabulary_size <= 2**8 else np.uint16 if vocabulary_size <= 2**16 else np.uint32
+        )
+        self.sequences, self.tokens = sequences, tokens
+        mode = "r+b" if sequences else "wb"
+        self._tokens, self._offsets = (folder / "tokens.bin").open(mode), (folder / "offsets.bin").open(mode)
+        if sequences:
+            for file, end in ((self._tokens, tokens * self._dtype.itemsize), (self._offsets, 8 * (sequences + 1))):
+                file.truncate(end)
+                file.seek(end)
+        else:
+            self._offsets.write(np.int64(0).tobytes())
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tokens.close()
+        self._offsets.close()
+
+    def append(self, tokens: NDArray[np.integer], lengths: Sequence[int] | NDArray[np.integer]) -> None:
+        """Add sequences of ``lengths``, laid end to end in ``tokens``.
+
+        Raises:
+            ConfigError: a token id lies outside the vocabulary.
+        """
+        ends = np.cumsum(lengths, dtype=np.int64)
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._size:
+            wrong = int(np.flatnonzero((tokens < 0) | (tokens >= self._size))[0])
+            number = self.sequences + int(np.searchsorted(ends, wrong, side="right")) + 1
+            raise ConfigError(f"Sequence {number} holds a token id outside 0..{self._size - 1}.")
+        self._tokens.write(tokens.astype(self._dtype, copy=False).tobytes())
+        self._offsets.write((self.tokens + ends).tobytes())
+        self.sequences += len(ends)
+        self.tokens += len(tokens)
+
+    def sync(self) -> None:
+        """Bring all that was appended to the disk."""
+        for file in (self._tokens, self._offsets):
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, meta: Mapping[str, Any]) -> None:
+        """Write ``store.json``, which makes the folder a store."""
+        self.sync()
+        counts = {"dtype": self._dtype.name, "tokens": self.tokens, "sequences": self.sequences}
+        description = {"format": FORMAT, **counts, **meta}
+        (self._folder / NAME).write_text(json.dumps(description, indent=2), encoding="utf-8")

@@ -1,59 +1,140 @@
 """The order of the data: a pure function of the seed and the epoch.
 
-No state is kept, so a run is resumed from two numbers, the epoch and the position in it.
+No state is kept, so a run is resumed from two numbers, the epoch and the position in it. Which process reads a batch
+has no say in what is in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..sequences import PackedBatch, TokenStore
 
 Sequences = Sequence[NDArray[np.integer]] | Sequence[Sequence[int]]
+Order = NDArray[np.integer]
+
+BLOCK = 2**20  # sequences looked at together
+FILLED = 0.96  # of the tokens that batches could hold; those filled in order hold less where sequences are long
+OPEN = 16  # batches filled at a time then
 
 
-class Pieces:
-    """Token sequences, those longer than ``max_length`` cut into consecutive pieces that do not overlap.
+@dataclass(frozen=True)
+class Mixture:
+    """Several sets of sequences that are trained on together, each with a share of the tokens.
+
+    An epoch is one pass over the first; of each other one as many sequences are read as give it its weight, beginning
+    where the epoch before left off, so that all of them are read equally often.
 
     Attributes:
-        lengths: length of each piece, int64 [pieces].
+        sources: arrays or token stores, all made by one tokenizer.
+        weights: tokens of each source, relative to each other: (0.9, 0.1) is a replay of 10%.
     """
 
-    def __init__(self, sequences: Sequences, *, max_length: int | None = None) -> None:
+    sources: tuple[Sequences, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sources) != len(self.weights) or not self.sources:
+            raise ConfigError(f"A mixture of {len(self.sources)} sources has {len(self.weights)} weights.")
+        if not all(0 < weight < float("inf") for weight in self.weights):
+            raise ConfigError(f"The weights of a mixture are positive numbers, not {self.weights}.")
+
+
+class Cut:
+    """Token sequences of one source, those longer than ``max_length`` cut into consecutive pieces.
+
+    Attributes:
+        lengths: length of each piece, [pieces].
+    """
+
+    def __init__(self, sequences: Sequences, *, max_length: int | None) -> None:
         """Plan the pieces; no token is read or copied.
 
         Raises:
             InputError: there is no token at all.
         """
-        whole = (
+        whole: NDArray[np.integer] = (
             sequences.lengths
             if isinstance(sequences, TokenStore)
             else np.fromiter((len(s) for s in sequences), np.int64, len(sequences))
         )
-        if not whole.sum():
+        if not len(whole) or not whole.max():
             raise InputError("There is nothing to train on: no sequence holds a token.")
-        cut = max_length or int(whole.max())
-        counts = -(-whole // cut)  # an empty sequence has no piece
-        self._sequences = sequences
-        self._owner = np.repeat(np.arange(len(whole)), counts)
-        first = np.cumsum(counts) - counts
-        self._start = (np.arange(len(self._owner)) - first[self._owner]) * cut
-        self.lengths: NDArray[np.int64] = np.minimum(whole[self._owner] - self._start, cut)
+        self._sequences, self._cut = sequences, max_length or int(whole.max())
+        self.lengths, self._first = whole, None
+        if whole.min() > 0 and whole.max() <= self._cut:
+            return  # each sequence is one piece: the common case, which costs no memory
+        counts = -(-whole // self._cut)  # an empty sequence has no piece
+        self._first: NDArray[np.int64] | None = np.cumsum(counts, dtype=np.int64) - counts
+        self.lengths = np.full(int(counts.sum()), self._cut, whole.dtype)
+        filled = counts > 0
+        last = self._first[filled] + counts[filled] - 1
+        self.lengths[last] = (whole - (counts - 1) * self._cut)[filled]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> NDArray[np.integer]:
-        start = self._start[index]
-        return np.asarray(self._sequences[int(self._owner[index])][start : start + self.lengths[index]])
+        if self._first is None:
+            return np.asarray(self._sequences[index])
+        owner = int(np.searchsorted(self._first, index, side="right")) - 1
+        start = (index - int(self._first[owner])) * self._cut
+        return np.asarray(self._sequences[owner])[start : start + int(self.lengths[index])]
 
-    def batch(self, indices: NDArray[np.int64] | Sequence[int], *, vocabulary_size: int) -> PackedBatch:
+
+class Pieces:
+    """What a run is trained on: the pieces of one source, or those of a mixture one after the other.
+
+    Attributes:
+        lengths: length of each piece, [pieces].
+    """
+
+    def __init__(self, sequences: Sequences | Mixture, *, max_length: int | None = None) -> None:
+        """Plan the pieces: consecutive, at most ``max_length`` long, without overlap. No token is read or copied.
+
+        Raises:
+            InputError: there is no token at all.
+        """
+        mixed = isinstance(sequences, Mixture)
+        sources = sequences.sources if isinstance(sequences, Mixture) else (sequences,)
+        self._parts = [Cut(source, max_length=max_length) for source in sources]
+        self._ends = np.cumsum([len(part) for part in self._parts])
+        self._counts = _epoch_counts(self._parts, sequences.weights) if isinstance(sequences, Mixture) else None
+        self.lengths = np.concatenate([part.lengths for part in self._parts]) if mixed else self._parts[0].lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> NDArray[np.integer]:
+        if len(self._parts) == 1:
+            return self._parts[0][index]
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self._parts[part][index - (int(self._ends[part]) - len(self._parts[part]))]
+
+    def order(self, *, seed: int, epoch: int) -> Order:
+        """The pieces of one epoch, in the order in which they are read."""
+        if self._counts is None:
+            return shuffled(len(self), seed, epoch)
+        starts = self._ends - [len(part) for part in self._parts]
+        chosen = [
+            int(start) + endless(len(part), seed, number, begin=epoch * count, taken=count).astype(np.int64)
+            for number, (part, start, count) in enumerate(zip(self._parts, starts, self._counts, strict=True))
+        ]
+        joined: Order = np.concatenate(chosen)
+        return joined[shuffled(len(joined), seed, epoch)]
+
+    def batches(self, *, batch_tokens: int, seed: int, epoch: int) -> Batches:
+        """The batches of one epoch."""
+        return fill_batches(self.lengths, self.order(seed=seed, epoch=epoch), batch_tokens=batch_tokens)
+
+    def batch(self, indices: NDArray[np.integer] | Sequence[int], *, vocabulary_size: int) -> PackedBatch:
         """Pack the pieces ``indices``.
 
         Raises:
@@ -70,28 +151,133 @@ class Pieces:
 
     def fingerprint(self) -> str:
         """A short hash that tells one training set from another: all lengths, and the tokens of up to 1,000 pieces."""
-        digest = hashlib.sha256(self.lengths.tobytes())
+        digest = hashlib.sha256()
+        for start in range(0, len(self), BLOCK):
+            digest.update(self.lengths[start : start + BLOCK].astype(np.int64).tobytes())
         for index in np.unique(np.linspace(0, len(self) - 1, 1000).astype(np.int64)):
             digest.update(self[int(index)].astype(np.int64).tobytes())
+        if self._counts is not None:
+            digest.update(np.array(self._counts, np.int64).tobytes())
         return digest.hexdigest()[:16]
 
 
-def epoch_batches(lengths: NDArray[np.int64], *, batch_tokens: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """Return the batches of one epoch, each the indices of the sequences in it; every sequence stands in one batch.
+def _epoch_counts(parts: Sequence[Cut], weights: Sequence[float]) -> list[int]:
+    """How many pieces of each part make an epoch: all of the first, and of the others as their weights say."""
+    tokens = [int(part.lengths.sum(dtype=np.int64)) for part in parts]
+    shares = [tokens[0] * weight / weights[0] for weight in weights]  # tokens wanted of each
+    return [
+        max(1, round(share / (total / len(part)))) for share, total, part in zip(shares, tokens, parts, strict=True)
+    ]
 
-    The sequences are shuffled and laid into batches in that order, a batch closing when the next one does not fit
-    ``batch_tokens``. First-fit decreasing would fill the batches a little better, but it puts sequences of one length
-    together, and a gradient from molecules of one size is a worse estimate; and since nothing is padded, room that is
-    left costs nothing. A sequence longer than ``batch_tokens`` gets a batch of its own.
+
+def shuffled(count: int, *seed: int) -> Order:
+    """The numbers below ``count`` in an order that is a function of ``seed``, in int32 where that is enough."""
+    numbers: Order = np.arange(count, dtype=np.int32 if count <= 2**31 else np.int64)
+    np.random.default_rng(seed).shuffle(numbers)
+    return numbers
+
+
+def endless(count: int, *seed: int, begin: int, taken: int) -> Order:
+    """Items ``begin`` and on of an endless row of shuffled passes over ``count`` items."""
+    passes = range(begin // count, (begin + taken - 1) // count + 1)
+    row = np.concatenate([shuffled(count, *seed, number) for number in passes])
+    offset = begin - passes.start * count
+    return row[offset : offset + taken]
+
+
+class Batches(Sequence[Order]):
+    """Batches, each the indices of the sequences in it, laid end to end in one array."""
+
+    def __init__(self, order: Order, bounds: NDArray[np.int64]) -> None:
+        """Batch ``b`` is ``order[bounds[b] : bounds[b + 1]]``."""
+        self._order, self._bounds = order, bounds
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # the overloads of Sequence say it
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return self._order[self._bounds[index] : self._bounds[index + 1]]
+
+
+def fill_batches(lengths: NDArray[np.integer], order: Order, *, batch_tokens: int) -> Batches:
+    """Lay the sequences ``order`` into batches of at most ``batch_tokens`` tokens; each stands in one batch.
+
+    They are laid in that order, a batch closing when the next one does not fit. Where batches hold few sequences and
+    would stay too empty, ``OPEN`` of them are filled at a time, each sequence going into the fullest that has room
+    (bounded-space best fit, Csirik and Johnson 2001). First-fit decreasing would fill them a little better, but it puts
+    sequences of one length together, and a gradient from molecules of one size is a worse estimate; and since nothing
+    is padded, room that is left costs little. A sequence longer than ``batch_tokens`` gets a batch of its own.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-    ends = np.cumsum(lengths[order])
-    batches, start, used = [], 0, 0
+    bounds, tokens = _next_fit(lengths, order, batch_tokens)
+    if tokens >= FILLED * batch_tokens * (len(bounds) - 1):
+        return Batches(order, bounds)
+    return _best_fit(lengths, order, batch_tokens)
+
+
+def epoch_batches(lengths: NDArray[np.integer], *, batch_tokens: int, seed: int, epoch: int) -> Batches:
+    """Return the batches of one epoch over sequences of ``lengths``; see ``fill_batches``."""
+    return fill_batches(lengths, shuffled(len(lengths), seed, epoch), batch_tokens=batch_tokens)
+
+
+def _next_fit(lengths: NDArray[np.integer], order: Order, batch_tokens: int) -> tuple[NDArray[np.int64], int]:
+    """Bounds of batches filled one after the other, and all their tokens; summed in blocks, so that memory is small."""
+    bounds, start, tokens = [0], 0, 0
+    block = max(BLOCK, 2 * batch_tokens)  # holds a whole batch, since no sequence is empty
     while start < len(order):
-        stop = max(int(np.searchsorted(ends, used + batch_tokens, side="right")), start + 1)
-        batches.append(order[start:stop])
-        start, used = stop, int(ends[stop - 1])
-    return batches
+        ends = np.cumsum(lengths[order[start : start + block]], dtype=np.int64)
+        first, used, last = start, 0, start + block >= len(order)
+        while start - first < len(ends):
+            stop = max(int(np.searchsorted(ends, used + batch_tokens, side="right")), start - first + 1)
+            if stop == len(ends) and not last:
+                break
+            start, used = first + stop, int(ends[stop - 1])
+            bounds.append(start)
+        tokens += used
+    return np.array(bounds, np.int64), tokens
+
+
+def _best_fit(lengths: NDArray[np.integer], order: Order, batch_tokens: int) -> Batches:
+    """Batches in the order in which they were begun."""
+    batch_of = np.empty(len(order), np.int32)
+    numbers: list[int] = []  # of the open batches, and the room in each
+    room: list[int] = []
+    begun = 0
+    for start in range(0, len(order), BLOCK):
+        for i, length in enumerate(lengths[order[start : start + BLOCK]].tolist(), start):
+            fitting = [at for at, left in enumerate(room) if left >= length]
+            if fitting:
+                at = min(fitting, key=room.__getitem__)
+            else:
+                if len(room) == OPEN:
+                    fullest = min(range(OPEN), key=room.__getitem__)
+                    del numbers[fullest], room[fullest]
+                at = len(room)
+                numbers.append(begun)
+                room.append(batch_tokens)
+                begun += 1
+            batch_of[i] = numbers[at]
+            room[at] -= length
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(batch_of, minlength=begun))]).astype(np.int64)
+    return Batches(order[np.argsort(batch_of, kind="stable")], bounds)
+
+
+def rank_share(batches: Sequence[Order], *, rank: int, world_size: int) -> list[tuple[int, Order]]:
+    """The batches of one step that process ``rank`` of ``world_size`` reads, each with its number in the step.
+
+    Every batch goes to one process. The number seeds the draws for the batch (masks, dropout), which so do not depend
+    on how many processes there are.
+
+    Raises:
+        ConfigError: there is no such process.
+    """
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"There is no rank {rank} among {world_size} processes.")
+    return list(enumerate(batches))[rank::world_size]
 
 
 def seed_of(*numbers: int) -> int:

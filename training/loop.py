@@ -15,9 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,7 +35,7 @@ from .checkpoint import (
     write_snapshot,
 )
 from .config import OBJECTIVES, TrainingConfig
-from .data import Pieces, Sequences, epoch_batches
+from .data import Mixture, Order, Pieces, Sequences
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
 from .optimizer import make_optimizer, set_learning_rate
@@ -62,14 +60,14 @@ class Step(NamedTuple):
     epoch: int
     position: int
     of: int
-    batches: Sequence[NDArray[np.int64]]
+    batches: Sequence[Order]
 
 
-def plan(lengths: NDArray[np.int64], config: TrainingConfig, standing: Standing) -> Iterator[Step]:
+def plan(pieces: Pieces, config: TrainingConfig, standing: Standing) -> Iterator[Step]:
     """Yield the steps that come after ``standing``, without end."""
     position = standing.position
     for epoch in itertools.count(standing.epoch):
-        batches = epoch_batches(lengths, batch_tokens=config.batch_tokens, seed=config.seed, epoch=epoch)
+        batches = pieces.batches(batch_tokens=config.batch_tokens, seed=config.seed, epoch=epoch)
         of = -(-len(batches) // config.accumulation)
         for number in range(position, of):
             yield Step(epoch, number, of, batches[number * config.accumulation : (number + 1) * config.accumulation])
@@ -88,7 +86,7 @@ def share_done(config: TrainingConfig, standing: Standing, step: Step) -> float:
 
 def train(
     model: LanguageModel,
-    sequences: Sequences,
+    sequences: Sequences | Mixture,
     config: TrainingConfig,
     *,
     out: str | Path,
@@ -108,7 +106,7 @@ def train(
 
     Args:
         model: the model; its weights are where a new run starts.
-        sequences: token sequences: arrays, or a ``TokenStore``.
+        sequences: token sequences: arrays, a ``TokenStore``, or a ``Mixture`` of several of these.
         config: the settings.
         out: folder of the run.
         validation: held-out token sequences.
@@ -268,7 +266,7 @@ def _run(
     window = _Window(standing)
     began = time.monotonic() - standing.seconds
     saved = time.monotonic()
-    for step in plan(pieces.lengths, config, standing):
+    for step in plan(pieces, config, standing):
         standing.seconds = time.monotonic() - began
         done = share_done(config, standing, step)
         if done > 1:

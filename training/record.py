@@ -76,12 +76,19 @@ def read_record(out: str | Path) -> dict[str, Any]:
 
 
 def describe_file(path: str | Path, **counts: int) -> dict[str, Any]:
-    """Return what a model card says of a training file: its name, SHA-256 and ``counts``."""
+    """Return what a model card says of a training file or token store: its name, SHA-256 and ``counts``.
+
+    A store says the same of the files that it was made of.
+    """
+    path = Path(path)
+    if path.is_dir():
+        made_of = json.loads((path / "store.json").read_text(encoding="utf-8")).get("inputs", [])
+        return {"store": path.name, "inputs": made_of, **counts}
     digest = hashlib.sha256()
-    with Path(path).open("rb") as handle:
+    with path.open("rb") as handle:
         while block := handle.read(2**20):
             digest.update(block)
-    return {"file": Path(path).name, "sha256": digest.hexdigest(), **counts}
+    return {"file": path.name, "sha256": digest.hexdigest(), **counts}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import processive as pv
 import pytest
 import torch
 from processive.cli import main
+from processive.sequences import TokenStore
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -413,3 +414,55 @@ def test_describe_a_name_and_what_is_none(tmp_path: Path, capsys: pytest.Capture
         assert main(["models", "describe", *arguments]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
+
+
+def test_tokenize_and_train_from_stores(
+    inputs: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.smi"
+    bad.write_text("CCO\nC!\nCCN amine\n")
+    new, old = tmp_path / "new.store", tmp_path / "old.store"
+    molecules = str(inputs / "molecules.smi")
+    one = ["--recipe", "chem-xlstm", "--workers", "1"]
+    assert main(["tokenize", molecules, str(bad), "--out", str(new), *one]) == 1
+    assert "record 2" in capsys.readouterr().err and not new.exists()
+    assert main(["tokenize", molecules, str(bad), "--out", str(new), *one, "--on-error", "skip"]) == 0
+    said = capsys.readouterr()
+    assert "10 sequences" in said.out and "1 records left out" in said.out and "bad.smi record 2" in said.err
+    assert main(["tokenize", molecules, "--out", str(old), "--tokenizer", "smiles", "--workers", "1"]) == 0
+    small = ["--set", "backbone.width=16", "--set", "backbone.depth=1", "--set", "backbone.heads=2", "--steps", "3"]
+    out = tmp_path / "run"
+    mixed = ["--mix", f"{old}=0.5", "--validation", str(old)]
+    assert main(["train", "chem-xlstm", str(new), "--out", str(out), *small, *mixed]) == 0
+    card = pv.load(out).card
+    assert [file["file"] for file in card.data["inputs"]] == ["molecules.smi", "bad.smi"]
+    assert (card.data["records"], card.data["unusable"]) == (11, 1)
+    assert card.data["mix"][0]["weight"] == 0.5 and card.data["validation"]["store"] == "old.store"
+    capsys.readouterr()
+    assert main(["train", "dna-xlstm", str(new), "--out", str(tmp_path / "dna"), "--steps", "1"]) == 1
+    assert "another tokenizer (smiles)" in capsys.readouterr().err
+    assert main(["train", "chem-xlstm", str(new), "--out", str(tmp_path / "x"), "--mix", f"{old}"]) == 1
+    assert "DATA=WEIGHT" in capsys.readouterr().err
+
+
+def test_tokenize_with_the_tokenizer_of_a_run(protein_model: Path, inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    arguments = ["tokenize", str(inputs / "proteins.fasta"), "--tokenizer", str(protein_model), "--out", str(out)]
+    assert main([*arguments, "--workers", "1"]) == 0
+    store = TokenStore(out)
+    tokenizer = pv.load(protein_model).tokenizer
+    assert [tokenizer.decode(ids.tolist()) for ids in store] == ["MKTAYIAKQR", "GSHMLEDPVA", "MVLSPADKTNVKAAW"]
+
+
+def test_tokenize_cells(cells: Path, tmp_path: Path) -> None:
+    from processive import cells as room
+
+    out = tmp_path / "store"
+    arguments = ["tokenize", str(cells), "--recipe", "cell-encoder", "--out", str(out), "--on-error", "skip"]
+    assert main([*arguments, "--workers", "1"]) == 0
+    adata = room.read(cells)
+    wanted = [cell for cell in room.tokenize(adata, room.make_tokenizer({}, adata)) if len(cell)]
+    assert [cell.tolist() for cell in TokenStore(out)] == [cell.tolist() for cell in wanted]
+    assert (out / "unusable.tsv").read_text().split("\t")[1:3] == ["3", "cell2"]
+    small = ["--set", "backbone.width=16", "--set", "backbone.depth=1", "--set", "backbone.heads=2", "--steps", "2"]
+    assert main(["train", "cell-encoder", str(out), "--out", str(tmp_path / "run"), *small]) == 0

@@ -1,9 +1,14 @@
 import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from processive.errors import ConfigError, InputError
 from processive.sequences import TokenStore
+from processive.sequences.store import StoreWriter
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(37, np.uint8), (4_128, np.uint16), (100_000, np.uint32)])
@@ -49,3 +54,51 @@ def test_broken_stores_are_named(tmp_path):
     (path / "store.json").write_text(json.dumps({**meta, "tokens": 1_000}))
     with pytest.raises(InputError, match="not a whole token store"):
         TokenStore(path)
+
+
+def test_a_store_that_ends_early_is_not_whole(tmp_path):
+    path = tmp_path / "store"
+    TokenStore.write(path, [[1, 2], [3]], vocabulary_size=4)
+    np.array([0, 2, 2], np.int64).tofile(path / "offsets.bin")
+    with pytest.raises(InputError, match="not a whole token store"):
+        TokenStore(path)
+
+
+def test_a_writer_goes_on_behind_what_is_kept(tmp_path):
+    with StoreWriter(tmp_path, 300) as writer:
+        writer.append(np.array([1, 2, 299]), [2, 1])
+        writer.append(np.array([7]), [1])
+    with StoreWriter(tmp_path, 300, sequences=2, tokens=3) as writer:
+        writer.append(np.array([5, 6], np.uint16), [0, 2])
+        writer.finish({"tokenizer": "t"})
+    store = TokenStore(tmp_path)
+    assert [ids.tolist() for ids in store] == [[1, 2], [299], [], [5, 6]]
+    assert store.lengths.dtype == np.int32
+    assert pickle.loads(pickle.dumps(store))[3].tolist() == [5, 6]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no peak of memory to read")
+def test_reading_in_any_order_holds_no_store_in_memory(tmp_path):
+    script = """
+import sys, numpy as np
+from processive.sequences import TokenStore
+from processive.sequences.store import StoreWriter
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1024
+store = TokenStore(sys.argv[1])
+before = peak()
+lengths = store.lengths
+total = sum(int(store[int(i)][0]) for i in np.random.default_rng(0).permutation(len(store)))
+print(peak() - before, total)
+"""
+    path = tmp_path / "store"
+    path.mkdir()
+    count, length = 60_000, 5_000  # 300 MB
+    with StoreWriter(path, 200) as writer:
+        for start in range(0, count, 1000):
+            writer.append(np.full(1000 * length, start // 1000, np.uint8), np.full(1000, length))
+        writer.finish({})
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    grown, total = done.stdout.split()
+    assert int(total) == sum(i // 1000 for i in range(count))
+    assert float(grown) < 20  # MB; through the mapping, 300
