@@ -44,13 +44,14 @@ def move_spans_behind(
     edges = [edge for span in spans for edge in span]
     rest, moved = np.split(at, edges)[::2], np.split(at, edges)[1::2]
     first = [at[begin : begin + 1] for begin, _ in spans]
-    places, tokens = [], []
+    places: list[NDArray[np.integer]] = []
+    tokens: list[NDArray[np.integer]] = []
     for part, mask, place in zip(rest, masks, first, strict=False):
         places += [part, place]
-        tokens += [ids[part], [mask]]
-    places += [rest[-1], [0]]
-    tokens += [ids[rest[-1]], [vocabulary.ids[END_OF_REST]]]
+        tokens += [ids[part], np.array([mask])]
+    places += [rest[-1], np.zeros(1, np.int64)]
+    tokens += [ids[rest[-1]], np.array([vocabulary.ids[END_OF_REST]])]
     for part, mask, place in zip(moved, masks, first, strict=True):
         places += [place, part]
-        tokens += [[mask], ids[part]]
+        tokens += [np.array([mask]), ids[part]]
     return np.concatenate(tokens).astype(np.int64), np.concatenate(places).astype(np.int64)

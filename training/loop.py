@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones import config_to_dict
+from ..backbones import TransformerConfig, config_to_dict
 from ..errors import ConfigError, ProcessiveError
 from ..kernels import keep_freed_memory
 from ..models import LanguageModel, ModelCard, adapter_settings, fingerprint, save_adapter, used_adapter
@@ -126,8 +126,8 @@ def train(
         ProcessiveError: the loss is no longer a finite number.
     """
     out = Path(out)
-    direction = "causal" if model.causal else "bidirectional"
-    if model.backbone.config.direction == "prefix":
+    direction, backbone = "causal" if model.causal else "bidirectional", model.backbone.config
+    if isinstance(backbone, TransformerConfig) and backbone.direction == "prefix":
         direction = "prefix"
     if OBJECTIVES[config.objective] != direction:
         raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
