@@ -38,7 +38,7 @@ class Mixture:
     """
 
     sources: tuple[Sequences, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float | int, ...]
 
     def __post_init__(self) -> None:
         if len(self.sources) != len(self.weights) or not self.sources:
@@ -161,7 +161,7 @@ class Pieces:
         return digest.hexdigest()[:16]
 
 
-def _epoch_counts(parts: Sequence[Cut], weights: Sequence[float]) -> list[int]:
+def _epoch_counts(parts: Sequence[Cut], weights: Sequence[float | int]) -> list[int]:
     """How many pieces of each part make an epoch: all of the first, and of the others as their weights say."""
     tokens = [int(part.lengths.sum(dtype=np.int64)) for part in parts]
     shares = [tokens[0] * weight / weights[0] for weight in weights]  # tokens wanted of each
