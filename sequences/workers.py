@@ -9,12 +9,17 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import ProcessiveError
 
-Given, Result = TypeVar("Given"), TypeVar("Result")
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext  # the first is not on Windows
+else:
+    ForkServerContext = SpawnContext = Any
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
 
 
 def map_in_order(work: Callable[[Given], Result], items: Iterable[Given], *, workers: int) -> Iterator[Result]:
@@ -48,9 +53,9 @@ def map_in_order(work: Callable[[Given], Result], items: Iterable[Given], *, wor
             sent += 1
             if sent > workers:
                 taken += 1
-                yield result  # type: ignore[misc]  # there is one
+                yield cast(Result, result)
         for number in range(taken, sent):
-            yield _receive(pipes[number % workers])
+            yield cast(Result, _receive(pipes[number % workers]))
     finally:
         for pipe in pipes:
             pipe.close()
@@ -59,7 +64,7 @@ def map_in_order(work: Callable[[Given], Result], items: Iterable[Given], *, wor
             process.join()
 
 
-def _context() -> BaseContext:
+def _context() -> ForkServerContext | SpawnContext:
     """How processes are started: forked from one that has no threads and has imported this package, where there is."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -93,14 +98,14 @@ def _send(pipe: Connection, item: object) -> None:
         raise _ended() from None
 
 
-def _receive(pipe: Connection) -> Result:  # type: ignore[type-var]  # what the other end sends
+def _receive(pipe: Connection) -> object:
     try:
         well, result = pipe.recv()
     except (EOFError, OSError):
         raise _ended() from None
     if not well:
         raise result
-    return result  # type: ignore[no-any-return]
+    return cast(object, result)
 
 
 def _ended() -> ProcessiveError:

@@ -38,7 +38,7 @@ class Mixture:
     """
 
     sources: tuple[Sequences, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float | int, ...]
 
     def __post_init__(self) -> None:
         if len(self.sources) != len(self.weights) or not self.sources:
@@ -68,15 +68,17 @@ class Cut:
         if not len(whole) or not whole.max():
             raise InputError("There is nothing to train on: no sequence holds a token.")
         self._sequences, self._cut = sequences, max_length or int(whole.max())
-        self.lengths, self._first = whole, None
+        self.lengths = whole
+        self._first: NDArray[np.int64] | None = None
         if whole.min() > 0 and whole.max() <= self._cut:
             return  # each sequence is one piece: the common case, which costs no memory
         counts = -(-whole // self._cut)  # an empty sequence has no piece
-        self._first: NDArray[np.int64] | None = np.cumsum(counts, dtype=np.int64) - counts
+        first = np.cumsum(counts, dtype=np.int64) - counts
         self.lengths = np.full(int(counts.sum()), self._cut, whole.dtype)
         filled = counts > 0
-        last = self._first[filled] + counts[filled] - 1
+        last = first[filled] + counts[filled] - 1
         self.lengths[last] = (whole - (counts - 1) * self._cut)[filled]
+        self._first = first
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -161,7 +163,7 @@ class Pieces:
         return digest.hexdigest()[:16]
 
 
-def _epoch_counts(parts: Sequence[Cut], weights: Sequence[float]) -> list[int]:
+def _epoch_counts(parts: Sequence[Cut], weights: Sequence[float | int]) -> list[int]:
     """How many pieces of each part make an epoch: all of the first, and of the others as their weights say."""
     tokens = [int(part.lengths.sum(dtype=np.int64)) for part in parts]
     shares = [tokens[0] * weight / weights[0] for weight in weights]  # tokens wanted of each
