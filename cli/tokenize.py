@@ -14,7 +14,6 @@ import typer
 from ..errors import ConfigError
 from .inputs import OnErrorOption, domain_module
 from .report import Stopped, say
-from .train import describe_file
 
 if TYPE_CHECKING:
     from ..sequences import Tokenizer
@@ -45,6 +44,7 @@ def tokenize(
     A record that cannot be used is left out with --on-error skip, and listed in STORE/unusable.tsv.
     """
     from ..sequences import check_file, tokenize_files
+    from ..training import describe_file
 
     paths = [check_file(path) for path in inputs]
     if len(set(paths)) < len(paths):
