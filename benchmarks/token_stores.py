@@ -71,7 +71,7 @@ def main() -> None:
         letters = sum(map(len, records)) / 1e6
         wall, started = letters / spent[1], letters / (spent[1] - spent[0])
         print(
-            f"{name}: encode {own:.1f} M letters/s; file with {options.workers} workers {wall:.1f}, without their start "
+            f"{name}: encode {own:.1f} M letters/s; file with {options.workers} workers {wall:.1f}, without start "
             f"{started:.1f}: {started / own / options.workers:.0%} of own speed times workers"
         )
 
