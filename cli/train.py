@@ -209,7 +209,7 @@ def _read_and_tokenize(
 ) -> tuple[Tokenizer, Sequence[NDArray[np.integer]], dict[str, int]]:
     """The tokenizer (made from this file if not given), its tokens, and counts for the model card."""
     domain = domain_module(plan.domain)
-    if path.is_dir():
+    if (path / "store.json").is_file():
         return _open_store(plan, path, tokenizer)
     if plan.domain == "cells":
         adata = domain.read(path)

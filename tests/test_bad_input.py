@@ -318,7 +318,7 @@ def test_full_disk_in_training_keeps_the_last_checkpoint(
     assert "disk is full" in line or "No space left" in line
     kept = json.loads((disk / "run" / "checkpoint" / "run.json").read_text())
     assert kept["standing"]["step"] == 2
-    assert {p.name for p in (disk / "run").iterdir()} == {"checkpoint", "metrics.jsonl"}
+    assert {p.name for p in (disk / "run").iterdir()} == {"checkpoint", "metrics.jsonl", "record.json"}
     subprocess.run(["mount", "-o", "remount,size=9000k", str(disk)], check=True)
     assert main([*train, "--resume"]) == 0
     assert (disk / "run" / "model.safetensors").is_file()
@@ -354,7 +354,7 @@ def test_ctrl_c_in_training_can_be_resumed(tmp_path: Path) -> None:
     assert line.startswith(f"processive: Training stopped at step {step}; ")
     assert "--resume" in line
     assert step >= 1
-    assert sorted(p.name for p in out.iterdir()) == ["checkpoint", "metrics.jsonl"]
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoint", "metrics.jsonl", "record.json"]
     interrupted([*train, "--resume"], out, after=step + 1)
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
