@@ -11,6 +11,7 @@ is huggingface_hub's own, so what another library has fetched is not fetched aga
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -120,12 +121,15 @@ def fetch(name: HubName) -> tuple[Path, HubName]:
         raise InputError(f"{name}: {error.reason}", hint=error.hint) from None
     except Exception as error:  # of the hub, the network, the disk: where their classes stand differs between versions
         refuse(name, error)
-        if snapshot is not None and usable:
-            return snapshot.path / name.folder, name.at(snapshot.name.revision)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        kept = "no such model" if snapshot is None else "only part of it"
+        if snapshot is not None and usable:
+            kept = name.at(snapshot.name.revision)
+            if not huggingface_hub.constants.HF_HUB_OFFLINE:
+                warnings.warn(f"The hub was not reached ({reason}); {kept} is taken from the cache.", stacklevel=4)
+            return snapshot.path / name.folder, kept
+        has = "no such model" if snapshot is None else "only part of it"
         raise InputError(
-            f"{name} could not be fetched ({reason}), and the cache {cache_folder()} has {kept}.",
+            f"{name} could not be fetched ({reason}), and the cache {cache_folder()} has {has}.",
             hint="Load it once with a network and without HF_HUB_OFFLINE, or give the folder of a copy.",
         ) from error
 

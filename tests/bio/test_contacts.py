@@ -1,5 +1,7 @@
 """Contacts are fair-esm's (random weights, real proteins)."""
 
+from argparse import Namespace
+
 import processive as pv
 import pytest
 import torch
@@ -36,7 +38,8 @@ def test_contacts_equal_fair_esm(tmp_path):
     model.save(tmp_path, format="fair-esm")
     theirs = esm.model.esm2.ESM2(num_layers=3, embed_dim=40, attention_heads=5).eval()
     for file in tmp_path.glob("*.pt"):
-        state = torch.load(file, weights_only=False)["model"]
+        with torch.serialization.safe_globals([Namespace]):
+            state = torch.load(file, weights_only=True)["model"]
         names = (name.removeprefix("encoder.").removeprefix("sentence_encoder.") for name in state)
         theirs.load_state_dict(dict(zip(names, state.values(), strict=True)), strict=False)
     tokens = esm.Alphabet.from_architecture("ESM-1b").get_batch_converter()([("", p) for p in PROTEINS])[2]

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import threading
+import warnings
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import unquote
@@ -100,7 +101,12 @@ def test_out_of_the_cache_without_a_network(offline, model, cache, no_network, m
     model.save(tmp_path / "m")
     put(cache, tmp_path / "m")
     for name in ("hf://ada/letters", Path("hf://ada/letters"), "hf://ada/letters@main"):
-        back = pv.load(name)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            back = pv.load(name)
+        assert [COMMIT in str(w.message) for w in told if "not reached" in str(w.message)] == (
+            [] if offline else [True]
+        )
         assert same(model, back)
         assert back.card.source == f"hf://ada/letters@{COMMIT}"
     assert offline != bool(no_network)
