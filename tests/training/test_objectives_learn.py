@@ -80,7 +80,7 @@ def test_detectors(kind, molecules):
     clusters = torch.arange(len(vocabulary)) % 4
     counts = torch.ones(4, 4)
     losses, chance = [], []
-    for number in range(150 if kind == "generator" else 60):
+    for number in range(400 if kind == "generator" else 60):  # its guesses are hard to tell
         generator = torch.Generator().manual_seed(number)
         picked = np.random.default_rng(number).choice(len(sequences), 25, replace=False)
         batch = PackedBatch.from_sequences([sequences[i] for i in picked])
@@ -108,5 +108,4 @@ def test_detectors(kind, molecules):
         share = float((labels == 1).sum() / weight)
         losses.append(loss.item())
         chance.append(-share * np.log(share) - (1 - share) * np.log(1 - share))
-    gain = 0.008 if kind == "generator" else 0.02  # nats, of 0.33; its guesses are hard to tell
-    assert np.mean(losses[-20:]) < np.mean(chance[-20:]) - gain
+    assert np.mean(losses[-20:]) < np.mean(chance[-20:]) - 0.02
