@@ -27,6 +27,7 @@ from .backends import available_backends, choose_backend
 from .packing import expect_shape
 
 SOME_TOKENS = 32  # up to so many a bfloat16 weight is read once and never packed
+SOME_TOKENS_FLOAT32 = 24  # and a float32 one
 FEW_TOKENS = 128  # fewer: packing the weights costs more than it saves
 
 
@@ -41,7 +42,8 @@ def linear(
     """Return ``x W^T + b``, whatever autocast says.
 
     ``precision="bf16"`` rounds the operands to bfloat16 and returns float32. Tensors of other dtypes than float32 go to
-    torch. With ``backend="auto"`` fewer than 128 tokens go to oneDNN where the native product would take more.
+    torch. With ``backend="auto"`` fewer than 128 tokens go to oneDNN where the native product would take more: where
+    there are more than 24, or gradients are recorded.
 
     Raises:
         ShapeError: the arguments disagree.
@@ -54,16 +56,20 @@ def linear(
     operands = torch.bfloat16 if precision == "bf16" else x.dtype
     chosen = choose_backend("linear", backend, x.device, operands)
     tokens = x.shape[:-1].numel()
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    some = tokens <= SOME_TOKENS_FLOAT32 and precision == "float32" and not recorded
     fits = all(t is None or t.dtype == torch.float32 for t in (x, weight, bias))
     if backend not in ("auto", "torch") and not fits:
         raise ConfigError(f"The backend {backend!r} takes float32 tensors; backend='auto' finds another.")
-    if backend == "auto" and chosen == "native" and tokens < FEW_TOKENS:
+    if backend == "auto" and chosen == "native" and tokens < FEW_TOKENS and not some:
         chosen = "onednn" if precision == "float32" and "onednn" in available_backends("linear") else "torch"
     if not fits or not tokens * inputs * outputs:
         chosen = "torch"
     if chosen == "torch":
         return _torch(x, weight, bias, precision)
     rows = x.reshape(-1, inputs)
+    if chosen == "native" and some:
+        return _some_rows(rows, weight, bias, None).view(*x.shape[:-1], outputs)
     if torch.is_grad_enabled():
         y: Tensor = _Linear.apply(rows, weight, bias, chosen, precision)  # type: ignore[no-untyped-call]
     else:  # an autograd function costs as much as a product of a few rows
@@ -118,11 +124,11 @@ def fused_linear(
 
 
 def _some_rows(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """``x W^T + bias + residual`` for some rows and a bfloat16 ``W`` of whole pairs, which is not packed."""
+    """``x W^T + bias + residual`` for some rows and a ``W``, float32 or whole pairs of bfloat16, that is not packed."""
     (rows, inputs), outputs = x.shape, len(weight)
     y = native.empty(rows, outputs)
     tensors = [None if t is None else t.contiguous() for t in (x, weight, bias, residual)]
-    call = native.function("linear_some", "ppppp iiii", "bfloat16")
+    call = native.function("linear_some", "ppppp iiii", "bfloat16" if weight.dtype == torch.bfloat16 else None)
     call(*map(native.pointer, tensors), y.data_ptr(), rows, inputs, outputs, torch.get_num_threads())
     return y
 

@@ -191,60 +191,86 @@ static void attend(const Part *p, int begin, float scale, float *work, float *y,
 /* One query, as in decoding: reading the keys and values is all that may take time, so now they lie in the lanes, and
    the heads that stand side by side in memory are taken block by block together. */
 
-/* q . k of LANES keys, of which `rows` are there. */
-INLINE vec dots(const float *q, const float *k, ptrdiff_t k_row, int rows, int dim) {
-    vec total[LANES];
-    float rest[LANES] = {0};
-    for (int i = 0; i < LANES; i++) {
-        total[i] = (vec){0};
-        int c = 0;
-        if (i < rows) {
-            for (; c + LANES <= dim; c += LANES) total[i] += load(q + c) * load(k + i * k_row + c);
-            for (; c < dim; c++) rest[i] += q[c] * k[i * k_row + c];
-        }
-    }
-    transpose_lanes(total);
-    vec sums = load(rest);
-    for (int i = 0; i < LANES; i++) sums += total[i];
-    return sums;
+/* Rows that will be read soon. Asked for all at once they would wait for each other and the work for them. */
+typedef struct {
+    const float *at;
+    ptrdiff_t row;
+    int rows, columns;
+} Coming;
+
+INLINE void fetch_some(Coming next, int first, int count) {
+    for (int i = first; i < first + count && i < next.rows; i++) prefetch_row(next.at + i * next.row, next.columns);
 }
 
-/* y[n] += sum over j of weight[j] x[j][n]. */
-static void add_rows(const float *weight, int rows, const float *x, ptrdiff_t x_row, int n, float *y) {
-    int whole = n / LANES * LANES;
-    product(1, whole, rows, (Operand){weight, 0, 1}, x, x_row, y, 0, 1);
-    for (int c = whole; c < n; c++)
-        for (int j = 0; j < rows; j++) y[c] += weight[j] * x[j * x_row + c];
+/* q . k of LANES keys, of which `rows` are there; the other lanes repeat the last one. */
+INLINE vec dots(const float *q, const float *k, ptrdiff_t k_row, int rows, int dim, int key, Coming k_next,
+                Coming v_next) {
+    vec total[LANES];
+#pragma GCC unroll 4
+    for (int i = 0; i < LANES; i += 4) {
+        const float *at[4];
+        for (int n = 0; n < 4; n++) at[n] = k + (i + n < rows ? i + n : rows - 1) * k_row, total[i + n] = (vec){0};
+        fetch_some(k_next, key + i, 4);
+        fetch_some(v_next, key + i, 4);
+        int c = 0;
+        for (; c + LANES <= dim; c += LANES) {
+            vec line = load(q + c);
+#pragma GCC unroll 4
+            for (int n = 0; n < 4; n++) total[i + n] = MULTIPLY_ADD(line, load(at[n] + c), total[i + n]);
+        }
+        if (c < dim)
+            for (int n = 0; n < 4; n++) total[i + n] += load_some(q + c, dim - c) * load_some(at[n] + c, dim - c);
+    }
+    return sums_of(total);
 }
 
 /* `shared` key heads with `share` heads of the query each; what belongs to a head in `top` and `inverse` is `step`
-   apart. */
-static void attend_one(const Part *p, int shared, int share, float scale, float *y, float *top, float *inverse,
-                       ptrdiff_t step) {
+   apart. `weights` holds [share][FEW] numbers. */
+static void attend_one(const Part *p, int shared, int share, float scale, float *weights, float *y, float *top,
+                       float *inverse, ptrdiff_t step) {
     const Attention *a = p->a;
-    const int dim = a->dim, v_dim = a->v_dim;
+    const int dim = a->dim, v_dim = a->v_dim, whole = v_dim / LANES * LANES;
     Range r = visible_range(p, 0);
     memset(y, 0, shared * share * v_dim * sizeof(float));
     for (int h = 0; h < shared * share; h++) top[h * step] = -3e38f, inverse[h * step] = 0;
     for (int j = r.first; j < r.last; j += FEW) {
         const int left = r.last - j, size = left < FEW ? left : FEW, more = left - size < FEW ? left - size : FEW;
-        for (int h = 0; h < shared * share; h++) {
-            const float *k = p->k + j * a->k_token + h / share * a->k_head;
-            const float *v = p->v + j * a->v_token + h / share * a->v_head;
-            if (h % share == 0) {
-                fetch(k + FEW * a->k_token, a->k_token, more, dim);
-                fetch(v + FEW * a->v_token, a->v_token, more, v_dim);
+        for (int g = 0; g < shared; g++) {
+            const float *k = p->k + j * a->k_token + g * a->k_head, *v = p->v + j * a->v_token + g * a->v_head;
+            float *out = y + g * share * v_dim;
+            for (int n = 0; n < share; n++) {
+                const Coming k_next = {k + FEW * a->k_token, a->k_token, n ? 0 : more, dim};
+                const Coming v_next = {v + FEW * a->v_token, a->v_token, n < share - 1 ? 0 : more, v_dim};
+                const int h = g * share + n;
+                float *weight = weights + n * FEW, old = top[h * step];
+                vec score[FEW / LANES], high = all(old), total = {0};
+                for (int i = 0; i < FEW / LANES; i++) {
+                    const int rows = size - i * LANES;
+                    score[i] = all(-INFINITY);
+                    if (rows <= 0) continue;
+                    score[i] = dots(p->q + h * a->q_head, k + i * LANES * a->k_token, a->k_token, rows, dim,
+                                    i * LANES, k_next, v_next) * scale;
+                    score[i] = choose((vec_int){EACH(LANE, 0)} < rows, score[i], all(-INFINITY));
+                    high = vec_max(score[i], high);
+                }
+                const float now = highest(high);
+                for (int i = 0; i < FEW / LANES; i++) {
+                    vec x = vec_exp_below(score[i] - now);
+                    store(weight + i * LANES, x);
+                    total += x;
+                }
+                if (now > old) {
+                    const float shrink = vec_exp_below(all(old - now))[0];
+                    inverse[h * step] *= shrink, top[h * step] = now;
+                    for (int c = 0; c < v_dim; c++) out[n * v_dim + c] *= shrink;
+                }
+                inverse[h * step] += sum(total);
             }
-            float weight[KEYS], *out = y + h * v_dim, old = top[h * step], high = old;
-            for (int i = 0; i < size; i += LANES)
-                store(weight + i, dots(p->q + h * a->q_head, k + i * a->k_token, a->k_token, size - i, dim) * scale);
-            for (int i = 0; i < size; i++) high = weight[i] > high ? weight[i] : high;
-            float shrink = vec_exp_below(all(old - high))[0], total = inverse[h * step] * shrink;
-            for (int i = 0; i < size; i += LANES) store(weight + i, vec_exp_below(load(weight + i) - high));
-            for (int i = 0; i < size; i++) total += weight[i];
-            for (int c = 0; c < v_dim; c++) out[c] *= shrink;
-            add_rows(weight, size, v, a->v_token, v_dim, out);
-            top[h * step] = high, inverse[h * step] = total;
+            product(share, whole, size, (Operand){weights, FEW, 1}, v, a->v_token, out, v_dim, 1);
+            for (int n = 0; whole < v_dim && n < share; n++)
+                for (int i = 0; i < size; i++)
+                    for (int c = whole; c < v_dim; c++)
+                        out[n * v_dim + c] += weights[n * FEW + i] * v[i * a->v_token + c];
         }
     }
     for (int h = 0; h < shared * share; h++) {
@@ -278,7 +304,7 @@ EXPORT(int attention_forward)(const float *q, const float *k, const float *v, co
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        float *work = workspace((a->dim + KEYS + a->v_dim) * QUERIES + KEYS * a->v_dim);
+        float *work = workspace((a->dim + KEYS + a->v_dim) * QUERIES + KEYS * a->v_dim + share * FEW);
         failed = !work;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < starts[a->sequences] * heads; task++) {
@@ -292,7 +318,7 @@ EXPORT(int attention_forward)(const float *q, const float *k, const float *v, co
             if (p.queries > 1) attend(&p, begin, scale, work, out, y_row, top, inverse);
             else if (head % (share * together) == 0) {
                 int rest = a->kv_heads - head / share;
-                attend_one(&p, rest < together ? rest : together, share, scale, out, top, inverse, tokens);
+                attend_one(&p, rest < together ? rest : together, share, scale, work, out, top, inverse, tokens);
             }
         }
         free(work);

@@ -12,5 +12,6 @@
 #include "rotary.h"
 #include "rows.h"
 #include "slstm.h"
+#include "some_rows.h" /* after linear.h, whose words it counts in */
 #include "step.h"
 #include "capped_step.h" /* after step.h, whose cell it has */

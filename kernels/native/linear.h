@@ -67,6 +67,8 @@ static void pack_along(const float *from, int k, float *to) {
         to[p / 2] = paired(first, second)[0];
     }
 }
+#else
+static void pack_along(const float *from, int k, float *to) { memcpy(to, from, k * sizeof(float)); }
 #endif
 
 /* One panel of B: to[words][PANEL]. */

@@ -45,6 +45,7 @@ INLINE vec vec_min(vec a, vec b) { return choose(a < b, a, b); }
 
 /* Folds the vector onto itself: added one after the other, each lane would wait for the last. */
 #define ACROSS(lane, width) ((lane) ^ (width))
+#define LANE(lane, width) (lane)
 INLINE float sum(vec x) {
 #if LANES == 16
     x += SHUFFLE(x, x, EACH(ACROSS, 8));
@@ -54,6 +55,16 @@ INLINE float sum(vec x) {
 #endif
     x += SHUFFLE(x, x, EACH(ACROSS, 2));
     return x[0] + x[1];
+}
+INLINE float highest(vec x) {
+#if LANES == 16
+    x = vec_max(x, SHUFFLE(x, x, EACH(ACROSS, 8)));
+#endif
+#if LANES >= 8
+    x = vec_max(x, SHUFFLE(x, x, EACH(ACROSS, 4)));
+#endif
+    x = vec_max(x, SHUFFLE(x, x, EACH(ACROSS, 2)));
+    return x[0] > x[1] ? x[0] : x[1];
 }
 INLINE int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -260,6 +271,23 @@ INLINE void transpose_lanes(vec *row) {
     STAGE(2)
     STAGE(1)
 #undef STAGE
+}
+
+/* In lane i the sum of row[i]: as transpose_lanes, adding what it would set side by side. */
+INLINE vec sums_of(vec *row) {
+#define STAGE(width)                                                                                               \
+    for (int r = 0; r < width; r++)                                                                                \
+        row[r] = SHUFFLE(row[r], row[r + width], EACH(LOW, width)) + SHUFFLE(row[r], row[r + width], EACH(HIGH, width));
+#if LANES == 16
+    STAGE(8)
+#endif
+#if LANES >= 8
+    STAGE(4)
+#endif
+    STAGE(2)
+    STAGE(1)
+#undef STAGE
+    return row[0];
 }
 
 /* to[columns][rows, and zeros up to a multiple of LANES] = transposed from[rows][columns]. */
