@@ -282,6 +282,20 @@ def rank_share(batches: Sequence[Order], *, rank: int, world_size: int) -> list[
     return list(enumerate(batches))[rank::world_size]
 
 
+def even_share(batches: Sequence[Order], *, rank: int, world_size: int) -> list[tuple[int, Order, bool]]:
+    """``rank_share`` made equally long for all, and whether each batch counts.
+
+    A process that has one batch less takes the first one of the step beside its own, without counting it: all
+    processes compute together, since they send each other weights and gradients meanwhile.
+
+    Raises:
+        ConfigError: there is no such process.
+    """
+    own = [(number, batch, True) for number, batch in rank_share(batches, rank=rank, world_size=world_size)]
+    missing = -(-len(batches) // world_size) - len(own)
+    return own + [(0, batches[0], False)] * missing
+
+
 def seed_of(*numbers: int) -> int:
     """One well-mixed seed from several numbers, so that every use has a stream of its own."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -22,6 +22,7 @@ from conftest import LetterTokenizer
 from processive.backbones import XLSTMConfig
 from processive.models import LanguageModel
 from processive.training import TrainingConfig, checkpoint, loop, read_metrics, train
+from processive.training.engines import PlainEngine
 from safetensors.torch import load_file
 
 STEPS = 8
@@ -57,7 +58,7 @@ def counted(kill_at: int) -> list[str]:
 
         setattr(owner, name, wrapper)
 
-    wrap(loop, "gradient_step")
+    wrap(PlainEngine, "gradient_step")
     wrap(loop, "append_metrics")
     wrap(checkpoint, "save_file")
     wrap(Path, "write_text")
