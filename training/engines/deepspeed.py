@@ -27,7 +27,7 @@ from ...models import LanguageModel
 from ...sequences import PackedBatch
 from ..checkpoint import model_tensors
 from ..config import TrainingConfig
-from ..data import Order, even_share, seed_of
+from ..data import Batch, even_share, seed_of
 from ..objectives import Objective
 from ..optimizer import MOMENTS, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from ..step import DROPOUT, MASKS, autocast, chosen_precision, loss_sum, make_objective
@@ -122,10 +122,12 @@ class DeepSpeedEngine:
             ),
         )[0]
         self._trained, self.module = trained, wrapped
+        if settings.zero_stage in (1, 2):
+            _begin_moments(self._optimizer)
         for parameter in model.parameters():  # only now, for what was refused above leaves the model as it was
             parameter.data = parameter.data.new_empty(0)
 
-    def share(self, batches: Sequence[Order]) -> list[tuple[int, Order, bool]]:
+    def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:
         """As many batches as every other process has."""
         return even_share(batches, rank=self.rank, world_size=self.world_size)
 
@@ -181,13 +183,13 @@ class DeepSpeedEngine:
         if self._settings.zero_stage == 0:
             return optimizer_tensors(self._trained, self._optimizer) if self.rank == 0 else {}
         kept: dict[str, Tensor] = {}
-        states = list(self._optimizer.state.values())  # one for many parameters, and one count of steps
-        for name, parameter in self._parameters.items() if states else ():
-            if not parameter.requires_grad:
-                continue
+        states = list(self._optimizer.state.values())  # each of many parameters
+        steps = states[0]["step"].detach() if states else torch.zeros(())
+        trained = {name: p for name, p in self._parameters.items() if p.requires_grad and steps > 0}
+        for name, parameter in trained.items():
             for moment in MOMENTS:
                 if moment == "step":
-                    whole = states[0]["step"].detach()
+                    whole = steps
                 else:
                     whole = self._deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)
                 if self.rank == 0:
@@ -257,6 +259,17 @@ class DeepSpeedEngine:
         padded[: value.numel()] = value.flatten()
         part = padded[each * self.rank : each * (self.rank + 1)].to(parameter.device)
         utils.safe_set_local_optimizer_state(parameter, part, moment)
+
+
+def _begin_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimiser the moments with which it would begin.
+
+    It would make them group by group, and DeepSpeed looks for those of all groups after it has updated the first one.
+    """
+    for group in optimizer.param_groups:
+        for part in group["params"]:
+            moments = {moment: torch.zeros_like(part) for moment in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[part] = {"step": torch.zeros((), device=part.device), **moments}
 
 
 def _take_over(model: LanguageModel) -> LanguageModel:

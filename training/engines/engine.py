@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...models import LanguageModel
 from ...sequences import PackedBatch
-from ..data import Order
+from ..data import Batch
 from ..objectives import Objective
 
 ENGINES = ("plain", "deepspeed")
@@ -60,7 +60,7 @@ class Engine(Protocol):
     module: nn.Module
     precision: str
 
-    def share(self, batches: Sequence[Order]) -> list[tuple[int, Order, bool]]:
+    def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:
         """The batches that this process reads: number, sequences, and whether it counts; see ``data.even_share``."""
 
     def loss_sum(self, objective: Objective) -> Float[Tensor, ""]:

@@ -11,7 +11,7 @@ from ...models import LanguageModel
 from ...sequences import PackedBatch
 from ..checkpoint import model_tensors
 from ..config import TrainingConfig
-from ..data import Order, even_share
+from ..data import Batch, even_share
 from ..objectives import Objective
 from ..optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from ..step import autocast, chosen_precision, gradient_step, loss_sum
@@ -27,7 +27,7 @@ class PlainEngine:
         self.precision = chosen_precision(config.precision, model.device)
         self._config, self._optimizer = config, make_optimizer(model, config)
 
-    def share(self, batches: Sequence[Order]) -> list[tuple[int, Order, bool]]:
+    def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:
         """All batches."""
         return even_share(batches, rank=0, world_size=1)
 
