@@ -28,6 +28,8 @@ EXAMPLES: dict[Callable[..., None], str] = {
     predict: "processive predict runs/solubility molecules.smi -o predictions.csv",
 }
 
+LAUNCHER = ("--local_rank=", "--local-rank=")  # DeepSpeed's launcher puts it before the verb; LOCAL_RANK says it too
+
 app = typer.Typer(
     name="processive",
     help="Foundation models for DNA, proteins, small molecules and single cells.",
@@ -67,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    ours = [a for a in arguments if a != "--debug" and not a.startswith(LAUNCHER)]
+    arguments = ours or ["--help"]
     try:
         with messages_as_lines(debug=debug):
-            status = app(arguments, prog_name="processive", standalone_mode=False)
+            status = app(arguments, prog_name="processive", standalone_mode=False, obj=arguments)
     except (Exception, KeyboardInterrupt) as error:
         if hasattr(error, "format_message"):  # typer's own errors; which class that is depends on its version
             command = getattr(getattr(error, "ctx", None), "command_path", "processive")

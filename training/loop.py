@@ -146,7 +146,7 @@ def train(
     if used_adapter(model) is not None:
         _refuse_more_than_adapter(model, config)
     settings = engine or EngineConfig()
-    rank = prepare(settings, config, model.device)
+    rank, world_size = prepare(settings, config, model.device)
     with _only(config.trained, model):
         return _train(
             model,
@@ -155,6 +155,7 @@ def train(
             config,
             settings,
             rank=rank,
+            world_size=world_size,
             out=out,
             resume=resume,
             progress=progress,
@@ -170,6 +171,7 @@ def _train(
     settings: EngineConfig,
     *,
     rank: int,
+    world_size: int,
     out: Path,
     resume: bool,
     progress: bool,
@@ -191,7 +193,10 @@ def _train(
     if rank == 0:
         clear_leftovers(out)
         keep_metrics(out, until=standing.step)
-        record = begin_record(out, model, config, card, data=identity["data"], resumed=standing.step > 0)
+        engine_used = {**asdict(settings), "processes": world_size}
+        record = begin_record(
+            out, model, config, card, data=identity["data"], engine=engine_used, resumed=standing.step > 0
+        )
     if model.device.type == "cpu":
         keep_freed_memory()
     devices = [model.device] if model.device.type == "cuda" else []

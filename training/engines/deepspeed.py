@@ -36,15 +36,6 @@ from .engine import EngineConfig
 BUCKET = 50_000_000  # numbers sent together, at most; DeepSpeed reserves room for them
 
 
-def check_share(config: TrainingConfig, world_size: int) -> None:
-    """Raise ``ConfigError`` if the batches of a step cannot be shared out evenly."""
-    if config.accumulation % world_size:
-        raise ConfigError(
-            f"accumulation is {config.accumulation}, the packed batches per step of all processes together, and there "
-            f"are {world_size} processes: it must be a multiple of them (--set training.accumulation={world_size})."
-        )
-
-
 def deepspeed_settings(
     config: TrainingConfig, settings: EngineConfig, *, world_size: int, parameters: int
 ) -> dict[str, Any]:

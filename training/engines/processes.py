@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ import torch.distributed as dist
 from ...errors import ConfigError
 
 NEEDED = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+GRACE = 10.0
 PATIENCE = timedelta(hours=2)  # for rank 0, which writes a large checkpoint alone
 
 
@@ -79,21 +80,26 @@ def _leave() -> None:
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run the command line with ``arguments`` in ``processes`` local processes; return the first status that is not 0.
 
-    What rank 0 says is shown, and what another one says if it is the first to fail; the others are stopped then. Ctrl-C
-    reaches all of them from the terminal; SIGTERM is handed on.
+    What the first one says is shown, and what another one says if it is the first to fail. Ctrl-C and SIGTERM are
+    handed on to each of them once, and they have all the time they need to write a checkpoint then; after a failure
+    the others have ``GRACE`` seconds.
     """
     command = [sys.executable, "-m", "processive.cli", *arguments]
     with ExitStack() as stack:
         said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, processes)]
-        children = _start(command, said, processes)
+        children: list[subprocess.Popen[bytes]] = []
 
         def hand_on(number: int, frame: FrameType | None) -> None:
-            if number == signal.SIGTERM:
-                for child in children:
-                    child.terminate()
+            for child in children:
+                child.send_signal(number)
 
         before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
+            for environment in environments(processes):
+                shown: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": said[len(children) - 1]}
+                children.append(
+                    subprocess.Popen(command, env=environment, start_new_session=True, **(shown if children else {}))
+                )
             return _wait(children, said)
         finally:
             for child in children:
@@ -103,35 +109,32 @@ def launch(arguments: Sequence[str], processes: int) -> int:
                 signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
-def _start(command: Sequence[str], said: Sequence[IO[bytes]], processes: int) -> list[subprocess.Popen[bytes]]:
+def environments(processes: int) -> list[dict[str, str]]:
+    """Environment variables of ``processes`` local processes that are to meet."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    children = []
-    for number in range(processes):
-        own = {**shared, "RANK": str(number), "LOCAL_RANK": str(number), "OMP_NUM_THREADS": threads}
-        quiet = {} if number == 0 else {"stdout": subprocess.DEVNULL, "stderr": said[number - 1]}
-        children.append(subprocess.Popen(command, env={**os.environ, **own}, **quiet))  # type: ignore[call-overload]
-    return children
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    shared = {"OMP_NUM_THREADS": str(threads), **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        {**shared, "WORLD_SIZE": str(processes), "RANK": str(number), "LOCAL_RANK": str(number)}
+        for number in range(processes)
+    ]
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]], said: Sequence[IO[bytes]]) -> int:
-    """Wait for all, or for the first that fails; show what it said."""
-    while True:
-        statuses = [child.poll() for child in children]
-        failed = [number for number, status in enumerate(statuses) if status]
-        if failed:
-            break
-        if all(status == 0 for status in statuses):
+    """Wait for all, after the first that fails not long; show what it said."""
+    while not any(child.poll() for child in children):
+        if all(child.poll() == 0 for child in children):
             return 0
-        time.sleep(0.1)
-    if 0 not in failed:
-        time.sleep(1)  # an error that all have in common is rank 0's to tell
-        if not children[0].poll():
-            said[failed[0] - 1].seek(0)
-            text = said[failed[0] - 1].read().decode(errors="replace")
-            sys.stderr.write(f"processive: process {failed[0]} of {len(children)} failed: {text[-2000:]}\n")
-    status = statuses[failed[0]] or 1
+        time.sleep(0.05)
+    first = next(number for number, child in enumerate(children) if child.poll())
+    status = children[first].poll() or 1
+    until = time.monotonic() + GRACE
+    while time.monotonic() < until and any(child.poll() is None for child in children):
+        time.sleep(0.05)
+    if first > 0 and status != 130:  # asked to stop, all of them say so
+        said[first - 1].seek(0)
+        text = said[first - 1].read().decode(errors="replace")
+        sys.stderr.write(f"processive: process {first + 1} of {len(children)} failed. {text[-4000:]}\n")
     return status if status > 0 else 128 - status
