@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..models import LanguageModel
     from ..sequences import Records, Tokenizer
 
+GIVEN: list[str] = []  # the command line, for a verb that starts it again in other processes
+
 DOMAINS = ("chem", "bio", "cells")
 OnError = Literal["raise", "skip"]  # as in sequences, which would import torch before --help is shown
 

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import ConfigError, OutputError
 from .inputs import (
+    GIVEN,
     DeviceOption,
     InputArgument,
     OnError,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 
 def train(
-    context: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or a name that `models` lists.")],
     data: InputArgument,
     *,
@@ -104,7 +104,7 @@ def train(
     if seed is not None:
         plan = read_recipe(recipe, size, {**changes, "training.seed": seed})
     if processes > 1:
-        _start_processes(plan, processes, context.obj)
+        _start_processes(plan, processes)
     _train_language_model(
         plan,
         data,
@@ -120,7 +120,7 @@ def train(
     )
 
 
-def _start_processes(plan: Recipe, processes: int, arguments: Sequence[str]) -> None:
+def _start_processes(plan: Recipe, processes: int) -> None:
     """Run this command again in each of the processes and end with their status; in one of them, go on."""
     from ..training.engines import check_share
     from ..training.engines.processes import launch, launched
@@ -129,7 +129,7 @@ def _start_processes(plan: Recipe, processes: int, arguments: Sequence[str]) -> 
         return
     assert plan.training is not None
     check_share(plan.engine, plan.training, processes)
-    raise typer.Exit(launch(arguments, processes))
+    raise typer.Exit(launch(GIVEN, processes))
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 A recipe has a name, the domain it belongs to, a ``[tokenizer]`` table and one or more sizes, each with tables
 ``backbone``, ``head`` and ``training`` (or ``predictor``, for a model that is no language model), a ``tokenizer`` table
-for settings that differ at that size, ``engine``, with what it is trained, and ``adapt``, what an adapter is when one is
-trained.
+for settings that differ at that size, ``engine``, with what it is trained, and ``adapt``, what an adapter is when one
+is trained.
 """
 
 from __future__ import annotations
