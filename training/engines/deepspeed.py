@@ -40,10 +40,11 @@ def deepspeed_settings(
     config: TrainingConfig, settings: EngineConfig, *, world_size: int, parameters: int
 ) -> dict[str, Any]:
     """DeepSpeed's configuration; what it would fill in otherwise than the run says (clipping at 1) is written out."""
+    room = min(BUCKET, parameters + parameters % 2)  # DeepSpeed takes even sizes alone
     zero: dict[str, Any] = {
         "stage": settings.zero_stage,
-        "reduce_bucket_size": min(BUCKET, parameters),
-        "allgather_bucket_size": min(BUCKET, parameters),
+        "reduce_bucket_size": room,
+        "allgather_bucket_size": room,
     }
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
