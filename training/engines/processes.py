@@ -27,6 +27,7 @@ from ...errors import ConfigError
 
 NEEDED = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 GRACE = 10.0
+INTERRUPTED = 130  # the status of a process that was asked to stop, as all are then
 PATIENCE = timedelta(hours=2)  # for rank 0, which writes a large checkpoint alone
 
 
@@ -130,10 +131,10 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], said: Sequence[IO[bytes]]
         time.sleep(0.05)
     first = next(number for number, child in enumerate(children) if child.poll())
     status = children[first].poll() or 1
-    until = time.monotonic() + GRACE
+    until = float("inf") if status == INTERRUPTED else time.monotonic() + GRACE
     while time.monotonic() < until and any(child.poll() is None for child in children):
         time.sleep(0.05)
-    if first > 0 and status != 130:  # asked to stop, all of them say so
+    if first > 0 and status != INTERRUPTED:
         said[first - 1].seek(0)
         text = said[first - 1].read().decode(errors="replace")
         sys.stderr.write(f"processive: process {first + 1} of {len(children)} failed. {text[-4000:]}\n")

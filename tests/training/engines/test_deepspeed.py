@@ -27,6 +27,8 @@ import cases
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'processive[scale]'"
 )
+# An sLSTM's input gate has a bias that cancels in c / n: its gradient is rounding, of which AdamW makes whole steps.
+NOISE = "backbone.blocks.1.bias"
 SCRIPT = Path(__file__).with_name("cases.py")
 
 
@@ -88,15 +90,17 @@ def assert_same_curve(one: Path, other: Path, *, atol: float = 1e-5) -> None:
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
         assert [a[k] for k in ("step", "epoch", "tokens")] == [b[k] for k in ("step", "epoch", "tokens")]
+        assert ("validation_loss" in a) == ("validation_loss" in b)
         for name in ("loss", "learning_rate", "gradient_norm", "validation_loss"):
-            assert a.get(name) == pytest.approx(b.get(name), abs=atol, rel=1e-5), (a["step"], name)
+            assert a.get(name, 0.0) == pytest.approx(b.get(name, 0.0), abs=atol, rel=1e-5), (a["step"], name)
 
 
 def assert_same_tensors(one: Path, other: Path, *, atol: float) -> None:
     first, second = load_file(one), load_file(other)
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        a, b = (tensors[name][1:] if name == NOISE else tensors[name] for tensors in (first, second))
+        torch.testing.assert_close(a, b, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @needs_deepspeed
