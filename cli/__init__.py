@@ -10,6 +10,7 @@ import typer
 
 from .embed import embed
 from .generate import generate
+from .inputs import GIVEN
 from .models import models
 from .predict import predict
 from .report import exit_status, messages_as_lines, say, say_error
@@ -27,6 +28,8 @@ EXAMPLES: dict[Callable[..., None], str] = {
     score: "processive score runs/protein proteins.fasta -o scores.csv --variants A42G,K7E",
     predict: "processive predict runs/solubility molecules.smi -o predictions.csv",
 }
+
+LAUNCHER = ("--local_rank=", "--local-rank=")  # DeepSpeed's launcher puts it before the verb; LOCAL_RANK says it too
 
 app = typer.Typer(
     name="processive",
@@ -67,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    ours = [a for a in arguments if a != "--debug" and not a.startswith(LAUNCHER)]
+    arguments = ours or ["--help"]
+    GIVEN[:] = arguments
     try:
         with messages_as_lines(debug=debug):
             status = app(arguments, prog_name="processive", standalone_mode=False)

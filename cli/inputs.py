@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +15,8 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from ..models import LanguageModel
     from ..sequences import Records, Tokenizer
+
+GIVEN: list[str] = []  # the command line, for a verb that starts it again in other processes
 
 DOMAINS = ("chem", "bio", "cells")
 OnError = Literal["raise", "skip"]  # as in sequences, which would import torch before --help is shown
@@ -52,6 +55,16 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"The device {device!r} cannot be used here: {reason}.") from None
+
+
+def process_number() -> int:
+    """Return the number of this process among those that a launcher has started; 0 for one that is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_device(device: str) -> str:
+    """Return the device of this process: of several on one machine each has the GPU of its number there."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 def domain_module(name: str) -> ModuleType:

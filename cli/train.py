@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ConfigError, OutputError
-from .inputs import DeviceOption, InputArgument, OnError, OnErrorOption, check_device, domain_module, read_records
+from .inputs import (
+    GIVEN,
+    DeviceOption,
+    InputArgument,
+    OnError,
+    OnErrorOption,
+    check_device,
+    domain_module,
+    local_device,
+    process_number,
+    read_records,
+)
 from .report import Stopped
 
 if TYPE_CHECKING:
@@ -55,6 +66,13 @@ def train(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; by default that of the folder.")] = None,
+    engine: Annotated[
+        Literal["plain", "deepspeed"] | None,
+        typer.Option(help="With what to train: torch, or DeepSpeed (--set engine.zero_stage=3), for many processes."),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Train in so many processes of this machine; torchrun starts them on several.")
+    ] = 1,
     on_error: OnErrorOption = "raise",
     device: DeviceOption = "cpu",
 ) -> None:
@@ -69,6 +87,7 @@ def train(
     if adapt != "full" and base is None:
         raise ConfigError(f"--adapt {adapt} needs a model to start from: --base MODEL.")
     changes |= {"training.trained": "head"} if adapt == "head" else {}
+    changes |= {"engine.name": engine} if engine is not None else {}
     plan = read_recipe(recipe, size, changes)
     if plan.predictor:
         from .train_property import train_property
@@ -84,6 +103,8 @@ def train(
         raise ConfigError(f"The recipe {plan.name} trains a language model, which has no --target.")
     if seed is not None:
         plan = read_recipe(recipe, size, {**changes, "training.seed": seed})
+    if processes > 1:
+        _start_processes(plan, processes)
     _train_language_model(
         plan,
         data,
@@ -95,8 +116,20 @@ def train(
         name=name or out.resolve().name,
         resume=resume,
         on_error=on_error,
-        device=device,
+        device=local_device(device),
     )
+
+
+def _start_processes(plan: Recipe, processes: int) -> None:
+    """Run this command again in each of the processes and end with their status; in one of them, go on."""
+    from ..training.engines import check_share
+    from ..training.engines.processes import launch, launched
+
+    if launched():
+        return
+    assert plan.training is not None
+    check_share(plan.engine, plan.training, processes)
+    raise typer.Exit(launch(GIVEN, processes))
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:
@@ -188,12 +221,16 @@ def _train_language_model(
         add_adapter(model, plan.adapt, seed=plan.training.seed)
     else:
         model.name = name
-    metrics = training.train(model, mixed, plan.training, out=out, validation=held_out, resume=resume, card=card)
+    metrics = training.train(
+        model, mixed, plan.training, out=out, validation=held_out, resume=resume, card=card, engine=plan.engine
+    )
     if metrics["interrupted"]:
         raise Stopped(
             f"Training stopped at step {metrics.get('step', 0)}; the checkpoint is in {out}. "
             "Run the same command with --resume to go on."
         )
+    if process_number() > 0:  # the first one says it
+        return
     if lora:
         share = trainable_share(model)
         print(f"Trained {share:.2%} of {model.parameters_count:,} parameters, loss {metrics['loss']:.3f}: {out}.")

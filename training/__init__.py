@@ -4,6 +4,7 @@ from . import objectives
 from .averaging import average, average_runs, greedy_average, read_snapshots
 from .config import TrainingConfig
 from .data import Mixture
+from .engines import EngineConfig
 from .folds import Agreement, agreement, cluster_folds, fit_folds, predict_folds
 from .loop import train
 from .metrics import read_metrics
@@ -13,6 +14,7 @@ from .ties import ties, ties_adapters, ties_models
 
 __all__ = [
     "Agreement",
+    "EngineConfig",
     "Mixture",
     "Recipe",
     "TrainingConfig",

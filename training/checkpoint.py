@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
 from ..sequences import replacing
-from .optimizer import load_optimizer_tensors, optimizer_tensors
 
 FORMAT = 1
 NAME = "checkpoint"
@@ -60,25 +59,30 @@ def find_checkpoint(out: Path) -> Path | None:
 
 
 def write_checkpoint(
-    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, standing: Standing, identity: Mapping[str, Any]
+    out: Path,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    standing: Standing,
+    identity: Mapping[str, Any],
 ) -> None:
     """Put a checkpoint in the place of the last one; a whole one is there at any moment.
+
+    ``weights`` are those of ``model_tensors``, ``moments`` those of ``optimizer_tensors``: whole, whatever engine had
+    them in parts, so that a run is resumed with any engine and any number of processes.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written; the last checkpoint is untouched.
     """
     with replacing(out / NAME) as new:
         new.mkdir()
-        save_file({name: t.contiguous() for name, t in model_tensors(model).items()}, new / "model.safetensors")
-        save_file(optimizer_tensors(model, optimizer), new / "optimizer.safetensors")
+        save_file({name: t.contiguous() for name, t in weights.items()}, new / "model.safetensors")
+        save_file(dict(moments), new / "optimizer.safetensors")
         run = {"format": FORMAT, "standing": asdict(standing), "identity": identity}
         (new / "run.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
 
 
-def read_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
-) -> Standing:
-    """Load a checkpoint into ``model`` and ``optimizer``; return where its run stands.
+def read_checkpoint(folder: Path, model: nn.Module, identity: Mapping[str, Any]) -> tuple[Standing, dict[str, Tensor]]:
+    """Load a checkpoint's weights into ``model``; return where its run stands, and the optimiser's moments.
 
     Raises:
         ConfigError: it belongs to a run with other settings, data or model.
@@ -106,18 +110,17 @@ def read_checkpoint(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(weights[name])
-    load_optimizer_tensors(model, optimizer, moments)
-    return standing
+    return standing, moments
 
 
-def write_snapshot(out: Path, model: nn.Module, step: int) -> None:
-    """Keep the weights of what is trained as they are after ``step``.
+def write_snapshot(out: Path, weights: Mapping[str, Tensor], step: int) -> None:
+    """Keep the weights of what is trained, those of ``model_tensors``, as they are after ``step``.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
     with replacing(out / SNAPSHOTS / f"{step}.safetensors") as new:
-        save_file({name: tensor.contiguous() for name, tensor in model_tensors(model).items()}, new)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, new)
 
 
 def clear_leftovers(out: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ..sequences import PackedBatch, TokenStore
 
 Sequences = Sequence[NDArray[np.integer]] | Sequence[Sequence[int]]
 Order = NDArray[np.integer]
+Batch = TypeVar("Batch")
 
 BLOCK = 2**20  # sequences looked at together
 FILLED = 0.96  # of the tokens that batches could hold; those filled in order hold less where sequences are long
@@ -268,7 +270,7 @@ def _best_fit(lengths: NDArray[np.integer], order: Order, batch_tokens: int) -> 
     return Batches(order[np.argsort(batch_of, kind="stable")], bounds)
 
 
-def rank_share(batches: Sequence[Order], *, rank: int, world_size: int) -> list[tuple[int, Order]]:
+def rank_share(batches: Sequence[Batch], *, rank: int, world_size: int) -> list[tuple[int, Batch]]:
     """The batches of one step that process ``rank`` of ``world_size`` reads, each with its number in the step.
 
     Every batch goes to one process. The number seeds the draws for the batch (masks, dropout), which so do not depend
@@ -280,6 +282,20 @@ def rank_share(batches: Sequence[Order], *, rank: int, world_size: int) -> list[
     if not 0 <= rank < world_size:
         raise ConfigError(f"There is no rank {rank} among {world_size} processes.")
     return list(enumerate(batches))[rank::world_size]
+
+
+def even_share(batches: Sequence[Batch], *, rank: int, world_size: int) -> list[tuple[int, Batch, bool]]:
+    """``rank_share`` made equally long for all, and whether each batch counts.
+
+    A process that has one batch less takes the first one of the step beside its own, without counting it: all
+    processes compute together, since they send each other weights and gradients meanwhile.
+
+    Raises:
+        ConfigError: there is no such process.
+    """
+    own = [(number, batch, True) for number, batch in rank_share(batches, rank=rank, world_size=world_size)]
+    missing = -(-len(batches) // world_size) - len(own)
+    return own + [(0, batches[0], False)] * missing
 
 
 def seed_of(*numbers: int) -> int:

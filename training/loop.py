@@ -36,12 +36,13 @@ from .checkpoint import (
 )
 from .config import OBJECTIVES, TrainingConfig
 from .data import Mixture, Order, Pieces, Sequences
+from .engines import Engine, EngineConfig, barrier, make_engine, prepare
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
-from .optimizer import make_optimizer, set_learning_rate
+from .objectives import Objective
 from .record import begin_record, finish_record
 from .schedule import warmup_cosine
-from .step import chosen_precision, gradient_step, validation_loss
+from .step import MASKS, make_objective, validation_loss
 
 CHECKPOINT_SECONDS = 300
 REPORTED = ("step", "epoch", "tokens", "seconds", "loss", "validation_loss", "precision", "device")  # in the model card
@@ -94,6 +95,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     card: ModelCard | None = None,
+    engine: EngineConfig | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place and leave it in the folder ``out``.
 
@@ -104,6 +106,12 @@ def train(
     weights are the same bit for bit.
     Ctrl-C (or SIGTERM) stops after the step under way and writes a checkpoint; a second Ctrl-C stops at once.
 
+    With the engine "deepspeed" the processes that ``torchrun``, ``deepspeed`` or ``processive train --processes`` has
+    started call this together, with the same arguments, and train one model; a process that none of these has started
+    is alone. The first of them writes the files, and all see the same folder. Ctrl-C at any of them stops them all
+    after the same step. An error in one ends that process; it is for the launcher to end the others, as all three do.
+    DeepSpeed takes the weights over meanwhile: after an error ``model`` has none, and the checkpoint has them.
+
     Args:
         model: the model; its weights are where a new run starts.
         sequences: token sequences: arrays, a ``TokenStore``, or a ``Mixture`` of several of these.
@@ -113,6 +121,7 @@ def train(
         resume: go on with the run in ``out``; where there is no checkpoint yet, start it.
         progress: show a progress bar.
         card: what the caller knows of the data, for the model card (``describe_file`` hashes a file).
+        engine: with what to train; None: torch, in this process. A run may be resumed with another.
 
     Returns:
         ``step``, ``epoch`` (begun), ``tokens``, ``seconds``, ``loss`` (nats per counted token, mean since the last
@@ -120,7 +129,8 @@ def train(
 
     Raises:
         ConfigError: ``out`` holds a run and ``resume`` is False; the settings do not fit the model or the run;
-            nothing is trained.
+            the batches of a step cannot be shared out among the processes; nothing is trained.
+        MissingExtra: the engine is DeepSpeed and it is not installed.
         InputError: there is nothing to train on, or it was made by another tokenizer.
         OutputError: the disk is full or the folder cannot be written.
         ProcessiveError: the loss is no longer a finite number.
@@ -135,9 +145,21 @@ def train(
     held_out = None if validation is None else Pieces(validation, max_length=config.max_length)
     if used_adapter(model) is not None:
         _refuse_more_than_adapter(model, config)
+    settings = engine or EngineConfig()
+    rank, world_size = prepare(settings, config, model.device)
     with _only(config.trained, model):
         return _train(
-            model, pieces, held_out, config, out=out, resume=resume, progress=progress, card=card or model.card
+            model,
+            pieces,
+            held_out,
+            config,
+            settings,
+            rank=rank,
+            world_size=world_size,
+            out=out,
+            resume=resume,
+            progress=progress,
+            card=card or model.card,
         )
 
 
@@ -146,7 +168,10 @@ def _train(
     pieces: Pieces,
     held_out: Pieces | None,
     config: TrainingConfig,
+    settings: EngineConfig,
     *,
+    rank: int,
+    world_size: int,
     out: Path,
     resume: bool,
     progress: bool,
@@ -162,9 +187,16 @@ def _train(
     if kept:  # they are in no checkpoint
         identity |= {"frozen": fingerprint(kept), "adapter": adapter_settings(model, used_adapter(model))}
     check_writable(out / METRICS)
-    optimizer = make_optimizer(model, config)
-    standing = _start(out, model, optimizer, identity, resume=resume)
-    record = begin_record(out, model, config, card, data=identity["data"], resumed=standing.step > 0)
+    standing, moments = _start(out, model, identity, resume=resume)
+    barrier(settings)  # all have read what the first one changes now
+    record: dict[str, Any] = {}
+    if rank == 0:
+        clear_leftovers(out)
+        keep_metrics(out, until=standing.step)
+        engine_used = {**asdict(settings), "processes": world_size}
+        record = begin_record(
+            out, model, config, card, data=identity["data"], engine=engine_used, resumed=standing.step > 0
+        )
     if model.device.type == "cpu":
         keep_freed_memory()
     devices = [model.device] if model.device.type == "cuda" else []
@@ -172,10 +204,11 @@ def _train(
     try:
         model.train()
         model.backbone.gradient_checkpointing = config.gradient_checkpointing
-        with torch.random.fork_rng(devices), _stop_asked() as stop_asked, _bar(progress) as bar:
+        with torch.random.fork_rng(devices), _stop_asked() as stop_asked, _bar(progress and rank == 0) as bar:
+            engine = make_engine(model, config, settings, example=_example(model, pieces, config))
+            engine.load_optimizer(moments)
             metrics = _run(
-                model,
-                optimizer,
+                engine,
                 pieces,
                 config,
                 held_out=held_out,
@@ -185,23 +218,46 @@ def _train(
                 stop_asked=stop_asked,
                 bar=bar,
             )
+            engine.close()
     finally:
         model.train(was_training)
         model.backbone.gradient_checkpointing = was_checkpointing
-    run = finish_record(out, record, metrics)
-    if not metrics["interrupted"]:
-        described = replace(
-            card,
-            recipe={**card.recipe, "training": asdict(config)},
-            metrics={**card.metrics, **{name: metrics[name] for name in REPORTED if name in metrics}},
-            run=run,
-        )
-        if used_adapter(model) is None:
-            model.card = described
-            model.save(out)
-        else:
-            save_adapter(model, out, card=described)
+    if rank == 0:
+        _finish(out, model, config=config, card=card, record=record, metrics=metrics)
+    barrier(settings)
     return metrics
+
+
+def _finish(
+    out: Path,
+    model: LanguageModel,
+    *,
+    config: TrainingConfig,
+    card: ModelCard,
+    record: dict[str, Any],
+    metrics: dict[str, Any],
+) -> None:
+    """Write how the run ended and, where it is done, the model or its adapter."""
+    run = finish_record(out, record, metrics)
+    if metrics["interrupted"]:
+        return
+    described = replace(
+        card,
+        recipe={**card.recipe, "training": asdict(config)},
+        metrics={**card.metrics, **{name: metrics[name] for name in REPORTED if name in metrics}},
+        run=run,
+    )
+    if used_adapter(model) is None:
+        model.card = described
+        model.save(out)
+    else:
+        save_adapter(model, out, card=described)
+
+
+def _example(model: LanguageModel, pieces: Pieces, config: TrainingConfig) -> Objective:
+    """The objective of the shortest piece, which shows an engine what the gradients reach."""
+    batch = pieces.batch([int(pieces.lengths.argmin())], vocabulary_size=len(model.vocabulary))
+    return make_objective(batch, model, config, MASKS, 0, 0)
 
 
 def _refuse_more_than_adapter(model: LanguageModel, config: TrainingConfig) -> None:
@@ -227,9 +283,9 @@ def _only(trained: str, model: LanguageModel) -> Iterator[None]:
 
 
 def _start(
-    out: Path, model: LanguageModel, optimizer: torch.optim.Optimizer, identity: dict[str, Any], *, resume: bool
-) -> Standing:
-    """Return where the run starts: from a checkpoint, or from nothing."""
+    out: Path, model: LanguageModel, identity: dict[str, Any], *, resume: bool
+) -> tuple[Standing, dict[str, Tensor]]:
+    """Return where the run starts, from a checkpoint or from nothing, and the optimiser's moments there."""
     taken = [
         name
         for name in (CHECKPOINT, f"{CHECKPOINT}.old", METRICS, "config.json", "adapter.json")
@@ -239,16 +295,12 @@ def _start(
         raise ConfigError(
             f"{out} holds a run already ({taken[0]}). Resume it (resume=True, --resume), or choose another folder."
         )
-    clear_leftovers(out)
     folder = find_checkpoint(out)
-    standing = Standing() if folder is None else read_checkpoint(folder, model, optimizer, identity)
-    keep_metrics(out, until=standing.step)
-    return standing
+    return (Standing(), {}) if folder is None else read_checkpoint(folder, model, identity)
 
 
 def _run(
-    model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
+    engine: Engine,
     pieces: Pieces,
     config: TrainingConfig,
     *,
@@ -260,35 +312,41 @@ def _run(
     bar: tqdm[Any],
 ) -> dict[str, Any]:
     """Take steps until the run is done or asked to stop; return the last metrics."""
-    precision = chosen_precision(config.precision, model.device)
     metrics: dict[str, Any] = (read_metrics(out) or [{}])[-1]
     interrupted = False
     window = _Window(standing)
     began = time.monotonic() - standing.seconds
-    saved = time.monotonic()
+    saved = standing.seconds
     for step in plan(pieces, config, standing):
-        standing.seconds = time.monotonic() - began
+        # Each process may be asked to stop, and the clock of the first one is that of all.
+        stops, now = engine.sum([float(stop_asked()), time.monotonic() - began if engine.rank == 0 else 0.0])
+        standing.seconds = now
         done = share_done(config, standing, step)
         if done > 1:
             break
-        interrupted = stop_asked()
+        interrupted = stops > 0
         if interrupted:
             break
-        batches = [pieces.batch(indices, vocabulary_size=len(model.vocabulary)) for indices in step.batches]
+        batches = [
+            (number, pieces.batch(indices, vocabulary_size=len(engine.model.vocabulary)), counted)
+            for number, indices, counted in engine.share(step.batches)
+        ]
         rate = config.learning_rate * warmup_cosine(done, warmup=config.warmup, floor=config.floor)
-        set_learning_rate(optimizer, rate)
-        window.add(*gradient_step(model, optimizer, batches, config, step=standing.step, precision=precision), rate)
+        engine.set_learning_rate(rate)
+        window.add(*engine.gradient_step(batches, step=standing.step), rate)
         ends_epoch = step.position + 1 == step.of
         standing.step += 1
         standing.epoch, standing.position = (step.epoch + 1, 0) if ends_epoch else (step.epoch, step.position + 1)
-        standing.tokens += sum(len(batch.tokens) for batch in batches)
+        standing.tokens += sum(int(pieces.lengths[indices].sum()) for indices in step.batches)
         standing.seconds = time.monotonic() - began
         bar.update(done - bar.n)
         if config.snapshot_every is not None and standing.step % config.snapshot_every == 0:
-            write_snapshot(out, model, standing.step)
+            weights = engine.tensors()
+            if engine.rank == 0:
+                write_snapshot(out, weights, standing.step)
         validates = ends_epoch if config.validate_every is None else standing.step % config.validate_every == 0
         saves = (
-            time.monotonic() - saved > CHECKPOINT_SECONDS
+            now - saved > CHECKPOINT_SECONDS
             if config.checkpoint_every is None
             else standing.step % config.checkpoint_every == 0
         )
@@ -296,20 +354,34 @@ def _run(
             continue
         metrics = window.close(standing, out)
         if validates and held_out is not None:
-            metrics["validation_loss"] = validation_loss(model, held_out, config, precision)
-        append_metrics(out, metrics)
-        _show(bar, metrics)
+            metrics["validation_loss"] = validation_loss(engine, held_out, config)
+        _report(engine, out, metrics, bar)
         if saves:
-            write_checkpoint(out, model, optimizer, standing, identity)
-            saved = time.monotonic()
+            _save(engine, out, standing, identity)
+            saved = now
     if window.losses:
         metrics = window.close(standing, out)
         if held_out is not None and not interrupted:
-            metrics["validation_loss"] = validation_loss(model, held_out, config, precision)
-        append_metrics(out, metrics)
+            metrics["validation_loss"] = validation_loss(engine, held_out, config)
+        _report(engine, out, metrics, bar)
     _show(bar, metrics)
-    write_checkpoint(out, model, optimizer, standing, identity)
-    return {**metrics, "precision": precision, "device": str(model.device), "interrupted": interrupted}
+    _save(engine, out, standing, identity)
+    device = str(engine.model.device)
+    return {**metrics, "precision": engine.precision, "device": device, "interrupted": interrupted}
+
+
+def _report(engine: Engine, out: Path, metrics: dict[str, Any], bar: tqdm[Any]) -> None:
+    """Write a line of metrics and show it; the first process does."""
+    if engine.rank == 0:
+        append_metrics(out, metrics)
+        _show(bar, metrics)
+
+
+def _save(engine: Engine, out: Path, standing: Standing, identity: dict[str, Any]) -> None:
+    """Write a checkpoint: all processes give their parts, the first one writes."""
+    weights, moments = engine.tensors(), engine.optimizer_tensors()
+    if engine.rank == 0:
+        write_checkpoint(out, weights, moments, standing, identity)
 
 
 class _Window:

@@ -2,7 +2,8 @@
 
 A recipe has a name, the domain it belongs to, a ``[tokenizer]`` table and one or more sizes, each with tables
 ``backbone``, ``head`` and ``training`` (or ``predictor``, for a model that is no language model), a ``tokenizer`` table
-for settings that differ at that size, and ``adapt``, what an adapter is when one is trained.
+for settings that differ at that size, ``engine``, with what it is trained, and ``adapt``, what an adapter is when one
+is trained.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..errors import ConfigError
 from ..models import AdapterConfig, HeadConfig, LanguageModel, ModelCard
 from ..sequences import Tokenizer, check_file
 from .config import TrainingConfig
+from .engines import EngineConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,7 +30,7 @@ else:
     import tomli as tomllib
 
 TOP = ("name", "domain", "description", "source", "tokenizer", "sizes")
-SIZE = ("tokenizer", "backbone", "head", "training", "predictor", "adapt")
+SIZE = ("tokenizer", "backbone", "head", "training", "engine", "predictor", "adapt")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Recipe:
         backbone: settings of the backbone without the vocabulary's size; empty for a predictor.
         head: settings of the language-model head.
         training: settings of the training run; None for a predictor.
+        engine: with what it is trained.
         predictor: settings of a predictor; empty for a language model.
         adapt: what an adapter is when one is trained.
     """
@@ -58,6 +61,7 @@ class Recipe:
     backbone: Mapping[str, Any] = field(default_factory=dict)
     head: HeadConfig = field(default_factory=HeadConfig)
     training: TrainingConfig | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
     predictor: Mapping[str, Any] = field(default_factory=dict)
     adapt: AdapterConfig = field(default_factory=AdapterConfig)
 
@@ -111,6 +115,7 @@ def read_recipe(path_or_name: str | Path, size: str = "tiny", overrides: Mapping
     _refuse_unknown(tables, SIZE, f"{path}, size {size}: ")
     tables["tokenizer"] = {**data.get("tokenizer", {}), **tables.get("tokenizer", {})}
     tables.setdefault("adapt", {})
+    tables.setdefault("engine", {})
     for key, value in (overrides or {}).items():
         table, _, name = key.partition(".")
         if table not in tables or not name:
@@ -126,6 +131,7 @@ def read_recipe(path_or_name: str | Path, size: str = "tiny", overrides: Mapping
         backbone=tables.get("backbone", {}),
         head=from_plain(HeadConfig, tables.get("head", {}), what="head"),
         training=from_plain(TrainingConfig, tables["training"], what="training") if "training" in tables else None,
+        engine=from_plain(EngineConfig, tables["engine"], what="engine"),
         predictor=tables.get("predictor", {}),
         adapt=from_plain(AdapterConfig, tables["adapt"], what="adapt"),
     )

@@ -25,12 +25,19 @@ IN_CARD = ("started", "resumed", "finished", "seed", "start", "trainable_share",
 
 
 def begin_record(
-    out: Path, model: LanguageModel, config: TrainingConfig, card: ModelCard, *, data: str, resumed: bool
+    out: Path,
+    model: LanguageModel,
+    config: TrainingConfig,
+    card: ModelCard,
+    *,
+    data: str,
+    engine: dict[str, Any],
+    resumed: bool,
 ) -> dict[str, Any]:
     """Write the record of a run that starts or goes on, and return it.
 
     ``data`` is the hash of the token sequences; the files that they came from are in ``card.data``. A run that goes on
-    keeps when, and with which weights, it began.
+    keeps when, and with which weights, it began. ``engine`` says with what, and in how many processes, it trains now.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -49,7 +56,7 @@ def begin_record(
         "data": {**card.data, "tokens_hash": data},
         "versions": installed_versions(),
         "git": {"processive": git_state(Path(__file__).parents[1]), "working_folder": git_state(Path.cwd())},
-        "machine": {"system": platform.platform(), "device": str(model.device)},
+        "machine": {"system": platform.platform(), "device": str(model.device), "engine": engine},
         "metrics": {},
     }
     _write(out, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from ..sequences import PackedBatch, pack
 from .config import TrainingConfig
 from .data import Pieces, seed_of
 from .objectives import Objective, causal, fill_in, glm, masked, span_masked, swapped
+
+if TYPE_CHECKING:
+    from .engines import Engine
 
 MASKS, DROPOUT, VALIDATION = 1, 2, 3  # streams of random numbers
 WITH_SHARE = {"masked": masked, "span-masked": span_masked, "swapped": swapped, "glm": glm}
@@ -92,17 +96,19 @@ def gradient_step(
     return loss, norm
 
 
-@torch.inference_mode()
-def validation_loss(model: LanguageModel, pieces: Pieces, config: TrainingConfig, precision: str) -> float:
+@torch.no_grad()  # and not inference mode, in which DeepSpeed would gather weights that no gradient can pass any more
+def validation_loss(engine: Engine, pieces: Pieces, config: TrainingConfig) -> float:
     """Mean loss per counted token on held-out sequences; masks are the same every time."""
-    was_training = model.training
-    model.eval()
+    model, was_training = engine.model, engine.module.training
+    engine.module.eval()
     total, weight = 0.0, 0.0
-    for n, indices in enumerate(pack(pieces.lengths, config.batch_tokens)):
+    for n, indices, counted in engine.share(pack(pieces.lengths, config.batch_tokens)):
         batch = pieces.batch(indices, vocabulary_size=len(model.vocabulary))
         objective = make_objective(batch, model, config, VALIDATION, n)
-        with autocast(precision, model.device):
-            total += float(loss_sum(model, objective))
-        weight += objective.weight
-    model.train(was_training)
+        loss = float(engine.loss_sum(objective))
+        if counted:
+            total += loss
+            weight += objective.weight
+    engine.module.train(was_training)
+    total, weight = engine.sum([total, weight])
     return total / max(weight, 1.0)

@@ -1,7 +1,7 @@
 """Kill training runs in children of this process, resume them, and compare; run by test_killed.py.
 
 A child is killed by SIGKILL just before its n-th step or file operation, so that every moment of writing a checkpoint
-is met, among them the middle of a file.
+is met, among them the middle of a file. Under DeepSpeed there are two; the second one is killed with the first.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ import torch
 from conftest import LetterTokenizer
 from processive.backbones import XLSTMConfig
 from processive.models import LanguageModel
-from processive.training import TrainingConfig, checkpoint, loop, read_metrics, train
+from processive.training import EngineConfig, TrainingConfig, checkpoint, loop, read_metrics, train
+from processive.training.engines import PlainEngine
+from processive.training.engines.processes import environments
 from safetensors.torch import load_file
 
 STEPS = 8
+ENGINE = EngineConfig(sys.argv[3], zero_stage=int(sys.argv[4])) if len(sys.argv) > 3 else EngineConfig()
+PROCESSES = 1 if ENGINE.name == "plain" else 2
 
 
 def run(out: Path, *, resume: bool) -> None:
@@ -35,7 +39,8 @@ def run(out: Path, *, resume: bool) -> None:
     config = XLSTMConfig(len(tokenizer.vocabulary), 16, 1, heads=2, dropout=0.2)
     model = LanguageModel(tokenizer, config)
     settings = TrainingConfig(steps=STEPS, batch_tokens=60, accumulation=2, log_every=1, checkpoint_every=2)
-    train(model, [tokenizer.encode(word) for word in words], settings, out=out, resume=resume, progress=False)
+    data = [tokenizer.encode(word) for word in words]
+    train(model, data, settings, out=out, resume=resume, progress=False, engine=ENGINE)
 
 
 def counted(kill_at: int) -> list[str]:
@@ -57,7 +62,7 @@ def counted(kill_at: int) -> list[str]:
 
         setattr(owner, name, wrapper)
 
-    wrap(loop, "gradient_step")
+    wrap(engine_class(), "gradient_step")
     wrap(loop, "append_metrics")
     wrap(checkpoint, "save_file")
     wrap(Path, "write_text")
@@ -68,27 +73,54 @@ def counted(kill_at: int) -> list[str]:
     return done
 
 
+def engine_class() -> type:
+    if ENGINE.name == "plain":
+        return PlainEngine
+    from processive.training.engines.deepspeed import DeepSpeedEngine, import_deepspeed
+
+    import_deepspeed(torch.device("cpu"))  # once here, so that no child spends its time on it
+    return DeepSpeedEngine
+
+
 def in_child(out: Path, *, resume: bool, kill_at: int = 0) -> tuple[int, list[str]]:
-    """Run in a child; return how it ended and what it did."""
+    """Run in a child, or one for each process; return how the first ended and what it did."""
     read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            done = counted(kill_at)
-            run(out, resume=resume)
-            os.write(write, json.dumps(done).encode())
-            code = 0
-        finally:
-            os._exit(code)
+    children = []
+    for number, environment in enumerate(environments(PROCESSES)):
+        children.append(os.fork())
+        if children[-1] == 0:
+            code = 1
+            try:
+                if PROCESSES > 1:
+                    os.environ.update(environment)
+                done = counted(kill_at if number == 0 else 0)
+                run(out, resume=resume)
+                if number == 0:
+                    os.write(write, json.dumps(done).encode())
+                code = 0
+            finally:
+                os._exit(code)
     os.close(write)
+    status = os.waitpid(children[0], 0)[1]
+    for other in children[1:]:
+        if status != 0:
+            os.kill(other, signal.SIGKILL)
+        ended = os.waitpid(other, 0)[1]
+        status = status or ended
     with os.fdopen(read) as pipe:
         text = pipe.read()
-    return os.waitpid(child, 0)[1], json.loads(text or "[]")
+    return status, json.loads(text or "[]")
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Bitwise, or to 1e-6 with several processes, whose sums may go in another order."""
+    return torch.equal(one, other) if PROCESSES == 1 else torch.allclose(one, other, rtol=0, atol=1e-6)
 
 
 def main(folder: Path, kills: int) -> None:
-    run(folder / "warm", resume=False)  # once here, so that no child spends its time on importing
+    engine_class()
+    if PROCESSES == 1:
+        run(folder / "warm", resume=False)  # once here, so that no child spends its time on importing
     status, done = in_child(folder / "whole", resume=False)
     assert status == 0
     wanted = load_file(folder / "whole" / "model.safetensors")
@@ -113,8 +145,9 @@ def main(folder: Path, kills: int) -> None:
         assert status == 0, (moment, done[moment - 1])
         resumed = load_file(out / "model.safetensors")
         assert wanted.keys() == resumed.keys()
-        assert all(torch.equal(wanted[name], resumed[name]) for name in wanted), (moment, done[moment - 1])
-        assert [(line["step"], line["loss"]) for line in read_metrics(out)] == lines, (moment, done[moment - 1])
+        assert all(same(wanted[name], resumed[name]) for name in wanted), (moment, done[moment - 1])
+        again = [(line["step"], line["loss"]) for line in read_metrics(out)]
+        assert same(torch.tensor(again), torch.tensor(lines)), (moment, done[moment - 1])
         assert not list(out.glob(".checkpoint.*")), "scratch folders are left"
     sys.stdout.write(f"{len(moments)} kills of {len(done)} moments: {sorted(set(done))}\n")
 

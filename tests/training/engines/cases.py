@@ -1,0 +1,151 @@
+"""What test_deepspeed.py looks at: runs of small models, made by one process or by several together.
+
+Called with a phase and a folder. Each run leaves its folder there; a phase is many runs, since starting processes takes
+longer than they do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+from conftest import LetterTokenizer
+from processive.backbones import TransformerConfig, XLSTMConfig
+from processive.errors import ConfigError
+from processive.models import AdapterConfig, HeadConfig, LanguageModel, add_adapter
+from processive.training import EngineConfig, TrainingConfig, train
+
+RANK = int(os.environ.get("RANK", "0"))
+KINDS = ("xlstm", "transformer")
+STOPS = {"two": 6, "one": 13}  # the steps after which the run that changes its processes is stopped
+CHANGES = "changes"
+
+
+def words(count: int = 100) -> list[np.ndarray]:
+    """Epochs of 18 batches: the last step of each has two of four."""
+    rng = np.random.default_rng(0)
+    texts = ["".join("abcdefgh"[i] for i in rng.integers(0, 8, rng.integers(1, 13))) for _ in range(count)]
+    return [LetterTokenizer().encode(text) for text in texts]
+
+
+def model(kind: str, *, seed: int = 0, contacts: bool = False) -> LanguageModel:
+    tokenizer = LetterTokenizer()
+    torch.manual_seed(seed)
+    size = len(tokenizer.vocabulary)
+    if kind == "xlstm":
+        config = XLSTMConfig(size, 32, 2, heads=2, blocks=("mlstm", "slstm"), dropout=0.1)
+    else:
+        config = TransformerConfig(size, 32, 2, heads=2, direction="bidirectional", dropout=0.1)
+    return LanguageModel(tokenizer, config, HeadConfig(contacts=contacts), name="letters")
+
+
+def settings(kind: str, **changes) -> TrainingConfig:
+    objective = "causal" if kind == "xlstm" else "masked"
+    given = {"steps": 20, "batch_tokens": 50, "accumulation": 4, "log_every": 1, "objective": objective}
+    return TrainingConfig(**{**given, **changes})
+
+
+def fit(trained: LanguageModel, config: TrainingConfig, out: Path, engine: EngineConfig, *, resume=False) -> dict:
+    data = words()
+    held_out = data[:15] if config.steps == 20 else None
+    return train(trained, data, config, out=out, engine=engine, resume=resume, progress=False, validation=held_out)
+
+
+def stopped_in(step: int, rank: int) -> None:
+    """Ctrl-C at process ``rank`` while it takes a step."""
+    from processive.training.engines.deepspeed import DeepSpeedEngine
+
+    taken = DeepSpeedEngine.gradient_step
+
+    def wrapper(self, batches, *, step: int):
+        if step == at and self.rank == rank:
+            os.kill(os.getpid(), signal.SIGINT)
+        return taken(self, batches, step=step)
+
+    at = step
+    DeepSpeedEngine.gradient_step = wrapper
+
+
+def check_in_place(trained: LanguageModel, out: Path) -> None:
+    """Every process has the model that the first one has written."""
+    from safetensors.torch import load_file
+
+    written = load_file(out / "model.safetensors")
+    own = trained.state_dict()
+    assert own.keys() == written.keys()
+    assert all(torch.equal(own[name], written[name]) for name in own)
+
+
+def frozen_runs(folder: Path, name: str, engine: EngineConfig) -> None:
+    few = {"steps": 4}
+    adapted = model("xlstm")
+    add_adapter(adapted, AdapterConfig(rank=2, dropout=0.2))
+    fit(adapted, settings("xlstm", **few), folder / f"lora-{name}", engine)
+    head = model("transformer")
+    fit(head, settings("transformer", trained="head", **few), folder / f"head-{name}", engine)
+
+
+def two(folder: Path) -> None:
+    for stage in range(4):
+        engine = EngineConfig("deepspeed", zero_stage=stage)
+        for kind in KINDS:
+            trained = model(kind)
+            fit(trained, settings(kind), folder / f"{kind}-{stage}", engine)
+            check_in_place(trained, folder / f"{kind}-{stage}")
+        frozen_runs(folder, str(stage), engine)
+    offloaded = EngineConfig("deepspeed", zero_stage=2, offload_optimizer=True)
+    fit(model("xlstm"), settings("xlstm"), folder / "xlstm-offloaded", offloaded)
+    deepest = EngineConfig("deepspeed", zero_stage=3)
+    fit(model("xlstm"), settings("xlstm", gradient_checkpointing=True), folder / "xlstm-again", deepest)
+    fit(
+        model("transformer", contacts=True),
+        settings("transformer", steps=4),
+        folder / "contacts-2",
+        EngineConfig("deepspeed"),
+    )
+    fit(model("xlstm"), settings("xlstm", steps=4, precision="bf16"), folder / "bf16-3", deepest)
+    fit(
+        model("xlstm"),
+        settings("xlstm", steps=4, clip=0.0, learning_rate=1e-2),
+        folder / "unclipped-2",
+        EngineConfig("deepspeed"),
+    )
+    try:
+        fit(model("xlstm"), settings("xlstm", accumulation=3), folder / "odd", deepest)
+    except ConfigError as error:
+        if RANK == 0:
+            (folder / "odd.txt").write_text(str(error))
+    stopped_in(STOPS["two"], rank=1)
+    metrics = fit(model("xlstm"), settings("xlstm"), folder / CHANGES, EngineConfig("deepspeed"))
+    assert metrics["interrupted"] and metrics["step"] == STOPS["two"] + 1, metrics
+    for stage in (1, 3):
+        engine = EngineConfig("deepspeed", zero_stage=stage)
+        assert fit(model("xlstm"), settings("xlstm"), folder / f"resumed-{stage}", engine)["interrupted"]
+        resumed = model("xlstm", seed=1)
+        assert not fit(resumed, settings("xlstm"), folder / f"resumed-{stage}", engine, resume=True)["interrupted"]
+
+
+def one(folder: Path) -> None:
+    """Without a launcher, as in a notebook."""
+    assert "RANK" not in os.environ
+    stopped_in(STOPS["one"], rank=0)
+    engine = EngineConfig("deepspeed", zero_stage=3)
+    metrics = fit(model("xlstm", seed=1), settings("xlstm"), folder / CHANGES, engine, resume=True)
+    assert metrics["interrupted"] and metrics["step"] == STOPS["one"] + 1, metrics
+
+
+def two_again(folder: Path) -> None:
+    engine = EngineConfig("deepspeed", zero_stage=1)
+    metrics = fit(model("xlstm", seed=2), settings("xlstm"), folder / CHANGES, engine, resume=True)
+    assert not metrics["interrupted"] and metrics["step"] == 20, metrics
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"two": two, "one": one, "two_again": two_again}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,94 @@
+"""What the training loop asks of an engine, and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...models import LanguageModel
+from ...sequences import PackedBatch
+from ..data import Batch
+from ..objectives import Objective
+
+ENGINES = ("plain", "deepspeed")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """With what a model is trained. A run can be resumed with another engine, stage or number of processes.
+
+    Attributes:
+        name: "plain", torch in one process; or "deepspeed", in one or many.
+        zero_stage: what DeepSpeed's processes share out among them (ZeRO, Rajbhandari et al. 2020): 0 nothing, 1 the
+            optimiser's moments and the weights that it updates, 2 the gradients too, 3 the weights too.
+        offload_optimizer: keep the moments, and update the weights, in the memory of the CPU; from stage 1 on.
+    """
+
+    name: str = "plain"
+    zero_stage: int = 2
+    offload_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise ConfigError(f"The engine is {self.name!r}; it can be {', '.join(ENGINES)}.")
+        if self.zero_stage not in range(4):
+            raise ConfigError(f"zero_stage is 0, 1, 2 or 3, not {self.zero_stage}.")
+        if self.offload_optimizer and (self.name == "plain" or self.zero_stage == 0):
+            raise ConfigError("offload_optimizer needs the engine deepspeed and a zero_stage of 1, 2 or 3.")
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One process of a run. What returns tensors or sums is called by all processes together.
+
+    Attributes:
+        rank: the number of this process; 0 alone writes files.
+        world_size: how many processes there are.
+        model: the model; with DeepSpeed it has its weights back after ``close``.
+        module: what is trained, for its ``train`` and ``eval``.
+        precision: "fp32", or "bf16": autocast. Weights, moments and what is sent are float32 either way.
+    """
+
+    rank: int
+    world_size: int
+    model: LanguageModel
+    module: nn.Module
+    precision: str
+
+    def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:
+        """The batches that this process reads: number, sequences, and whether it counts; see ``data.even_share``."""
+
+    def loss_sum(self, objective: Objective) -> Float[Tensor, ""]:
+        """``step.loss_sum``, in the precision of the run."""
+
+    def gradient_step(
+        self, batches: Sequence[tuple[int, PackedBatch, bool]], *, step: int
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Take step number ``step``; return the loss per counted token and the gradient norm, of all processes."""
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use ``learning_rate`` for the next step, each group its share of it."""
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value, summed over the processes in float64."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What ``checkpoint.model_tensors`` names, whole and in float32; on rank 0, elsewhere nothing."""
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """What ``optimizer.optimizer_tensors`` names, whole; on rank 0, elsewhere nothing."""
+
+    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from the optimiser's moments of a checkpoint, by whichever engine it was written.
+
+        Raises:
+            InputError: they belong to another model.
+        """
+
+    def close(self) -> None:
+        """Give the model its weights back."""

@@ -1,0 +1,67 @@
+"""Torch, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ...models import LanguageModel
+from ...sequences import PackedBatch
+from ..checkpoint import model_tensors
+from ..config import TrainingConfig
+from ..data import Batch, even_share
+from ..objectives import Objective
+from ..optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
+from ..step import autocast, chosen_precision, gradient_step, loss_sum
+
+
+class PlainEngine:
+    """Trains ``model`` where it is; see ``Engine``."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
+        self.model = self.module = model
+        self.precision = chosen_precision(config.precision, model.device)
+        self._config, self._optimizer = config, make_optimizer(model, config)
+
+    def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:
+        """All batches."""
+        return even_share(batches, rank=0, world_size=1)
+
+    def loss_sum(self, objective: Objective) -> Float[Tensor, ""]:
+        """As ``Engine.loss_sum``."""
+        with autocast(self.precision, self.model.device):
+            return loss_sum(self.model, objective)
+
+    def gradient_step(
+        self, batches: Sequence[tuple[int, PackedBatch, bool]], *, step: int
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """As ``Engine.gradient_step``."""
+        packed = [batch for _, batch, _ in batches]
+        return gradient_step(self.model, self._optimizer, packed, self._config, step=step, precision=self.precision)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """As ``Engine.set_learning_rate``."""
+        set_learning_rate(self._optimizer, learning_rate)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The values."""
+        return [float(value) for value in values]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As ``Engine.tensors``."""
+        return model_tensors(self.model)
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """As ``Engine.optimizer_tensors``."""
+        return optimizer_tensors(self.model, self._optimizer)
+
+    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """As ``Engine.load_optimizer``."""
+        load_optimizer_tensors(self.model, self._optimizer, dict(tensors))
+
+    def close(self) -> None:
+        """The model has its weights already."""
