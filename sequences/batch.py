@@ -199,7 +199,8 @@ def share_batch(
 
     A backbone that is given it exchanges with the other processes what tokens of one sequence need of each other
     (``backbones.sequence_parallel``), so all of them must call it, with the shares of one batch. It returns the hidden
-    states of this process's tokens, the same as those of one process that has the whole batch.
+    states of this process's tokens, the same as those of one process that has the whole batch. A single process gets
+    the batch itself.
 
     Args:
         batch: the whole batch, the same in every process.
@@ -217,6 +218,8 @@ def share_batch(
     if len(edges) != processes + 1:
         raise ConfigError(f"{len(edges)} bounds make {len(edges) - 1} shares; {processes} processes share the batch.")
     share = SequenceShare(batch, tuple(edges), dist.get_rank(group), group)
+    if processes == 1:
+        return batch
     return PackedBatch(
         share.cut(batch.tokens), batch.cu_seqlens, share.cut(batch.positions), batch.conditions, share=share
     )

@@ -9,21 +9,23 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from jaxtyping import install_import_hook
-
-install_import_hook("processive", "beartype.beartype")
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch  # noqa: E402
+import torch
 import torch.distributed as dist
 from conftest import CASES, Case
+from processive.backbones import AnyConfig
 from processive.backbones.sequence_parallel import gather_tokens, share_of_heads, with_all_tokens, with_neighbours
 from processive.kernels import attention, causal_conv1d, mlstm, slstm
-from processive.sequences import PackedBatch, share_batch
-from processive.training import sum_gradients
+from processive.models import HeadConfig, LanguageModel
+from processive.sequences import IdTokenizer, PackedBatch, share_batch
+from processive.training import share_objective, sum_gradients
+from processive.training.objectives import Objective, causal
+from processive.training.step import loss_sum
 from torch import Tensor
 
 # Lengths of the sequences, and by number of processes how their tokens are shared: None is equally.
@@ -156,6 +158,23 @@ def gathered(whole: PackedBatch, shared: PackedBatch) -> list[float]:
     return [off(every.detach(), values), off(mine.grad, torch.full_like(mine, sum(range(1, share.of + 1))))]
 
 
+def training_errors(config: AnyConfig, objective: Objective, bounds: tuple[int, ...] | None) -> list[float]:
+    """Errors of the loss, summed over the processes, and of the gradients of a model whose head knows species."""
+    found = []
+    for part in (objective, share_objective(objective, bounds=bounds)):
+        torch.manual_seed(0)
+        model = LanguageModel(IdTokenizer(config.vocabulary_size), config, HeadConfig(conditions=(("species", 3),)))
+        torch.nn.init.normal_(model.head.conditions["species"].weight)
+        loss = loss_sum(model.double(), part) / objective.weight
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+        if part is not objective:
+            dist.all_reduce(found[-1][0])
+            sum_gradients(model.parameters())
+            found[-1][1:] = [p.grad for p in model.parameters()]
+    return [off(got, want) for want, got in zip(*found, strict=True)]
+
+
 def main(rank: int, processes: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", store=dist.FileStore(str(folder / "store"), processes), rank=rank, world_size=processes
@@ -164,7 +183,7 @@ def main(rank: int, processes: int, folder: Path) -> None:
     torch.use_deterministic_algorithms(True)  # fresh memory is NaN
     worst: dict[str, float] = {}
     networks = {name: case for name, case in CASES.items() if case.config.heads % processes == 0}
-    for layout, (lengths, bounds) in LAYOUTS.items():
+    for n, (layout, (lengths, bounds)) in enumerate(LAYOUTS.items()):
         tokens = torch.arange(sum(lengths)) % 7
         whole = PackedBatch.from_lengths(tokens, torch.tensor(lengths, dtype=torch.int64))
         shared = share_batch(whole, bounds=bounds[processes])
@@ -172,8 +191,16 @@ def main(rank: int, processes: int, folder: Path) -> None:
             worst[f"{name}, {layout}"] = max(kernel_errors(run, shapes, whole, shared))
         worst[f"two dtypes, {layout}"] = max(of_two_dtypes(whole, shared))
         worst[f"gathered, {layout}"] = max(gathered(whole, shared))
+        if sum(lengths) > len(lengths):
+            species = {"species": torch.arange(len(lengths)) % 4}
+            objective = causal(replace(whole, conditions=species), IdTokenizer(19).vocabulary, torch.Generator())
+            edges = bounds[processes] and tuple(min(edge, len(objective.targets)) for edge in bounds[processes])
+            edges = edges and (*edges[:-1], len(objective.targets))
+            for name in ("7b", "decoder"):
+                config = replace(CASES[name].config, heads=4)
+                worst[f"training {name}, {layout}"] = max(training_errors(config, objective, edges))
         for number, (name, case) in enumerate(networks.items()):
-            if processes > 2 and number % 5:
+            if (number + n) % 3:  # each network with some layouts, each layout with some networks
                 continue
             inputs = case.inputs(lengths, seed=number)
             memory = inputs.memory(torch.float64) if lengths else None
