@@ -292,9 +292,10 @@ def run_mlstm(
     """Cut q, k, v and gates into heads and run the cell."""
     q, k, v = (part.reshape(len(part), heads, part.shape[1] // heads) for part in (q, k, v))
     i, f = gates.chunk(2, dim=-1)
-    run = partial(mlstm, cu_seqlens=context.cu_seqlens, initial_state=state, reverse=reverse)
+    cu_seqlens = context.cu_seqlens
     if return_state:
-        return run(q, k, v, i, f, return_state=True)
+        return mlstm(q, k, v, i, f, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse, return_state=True)
+    run = partial(mlstm, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse)
     return with_all_tokens(context.share, run, q, k, v, i, f), None
 
 

@@ -66,7 +66,7 @@ def sum_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | None 
     for bucket in _buckets(gradients):
         joined = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(joined, group=group)
-        for gradient, part in zip(bucket, joined.split([g.numel() for g in bucket]), strict=True):
+        for gradient, part in zip(bucket, torch.split(joined, [g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 

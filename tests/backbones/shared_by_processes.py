@@ -108,16 +108,12 @@ def kernels() -> Iterator[tuple[str, Callable[..., Tensor], list[tuple[int, ...]
         yield f"slstm {reverse=}", partial(scalar, reverse=reverse), [(4, 4, 3)]
         for taps in (1, 2, 4, 8):
             yield f"convolution {taps=} {reverse=}", partial(convolve, taps=taps, reverse=reverse), [(5,)]
-    for heads, kv_heads in ((4, 4), (4, 2), (4, 1), (12, 3), (12, 6)):
-        shapes = [(heads, 6), (kv_heads, 6), (kv_heads, 3)]
-        for name, options in {
-            "causal": {},
-            "bidirectional": {"causal": False},
-            "causal window": {"window": 3},
-            "window": {"window": 2, "causal": False},
-            "prefix": {"prefixed": True},
-        }.items():
-            yield f"attention {heads}/{kv_heads} {name}", partial(attend, **options), shapes
+    seen = {"causal": {}, "bidirectional": {"causal": False}, "causal window": {"window": 3}}
+    seen |= {"window": {"window": 2, "causal": False}, "prefix": {"prefixed": True}}
+    for heads, kv_heads, names in ((4, 4, seen), (4, 2, seen), (4, 1, ["causal"]), (12, 3, ["causal"])):
+        for name in names:
+            shapes = [(heads, 6), (kv_heads, 6), (kv_heads, 3)]
+            yield f"attention {heads}/{kv_heads} {name}", partial(attend, **seen[name]), shapes
 
 
 def kernel_errors(run: Callable[..., Tensor], shapes: list, whole: PackedBatch, shared: PackedBatch) -> list[float]:

@@ -65,15 +65,9 @@ def test_several_processes_equal_one(processes, cases, tmp_path):
         worst = json.loads((tmp_path / f"{rank}.json").read_text())
         names = {name.split(", ")[0] for name in worst}
         assert names >= {name for name, case in cases.items() if case.config.heads % processes == 0}
-        assert {name.split(" ")[0] for name in worst} >= {
-            "mlstm",
-            "slstm",
-            "attention",
-            "convolution",
-            "gathered",
-            "training",
-        }
-        assert len(worst) > 300
+        kinds = {name.split(",")[0].split(" ")[0] for name in worst}
+        assert kinds >= {"mlstm", "slstm", "attention", "convolution", "gathered", "training"}
+        assert len(worst) > 200
         allowed = {name: 1e-6 if name.startswith("training") else 1e-12 for name in worst}  # the loss is in float32
         wrong = {name: error for name, error in worst.items() if not error <= allowed[name]}
         assert not wrong
