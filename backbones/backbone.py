@@ -132,10 +132,13 @@ class Backbone(nn.Module, ABC):
         ``positions`` from ``state.lengths`` on (``PackedBatch.from_lengths(..., offsets=state.lengths)``). It is not
         changed, unless ``reuse_state`` gives it away: then the new state may stand in its memory, which is quicker.
         ``memory`` is what cross-attention looks at, with every piece; without it the backbone is as if it had none.
+        Of a batch that processes share (``sequences.share_batch``) the hidden states are those of this process's
+        tokens; each has the whole memory, and there is no state.
 
         Raises:
-            ConfigError: a state is given to, or asked of, a backbone that is bidirectional, one is given away where
-                gradients are recorded, or a memory is given to a backbone without cross-attention.
+            ConfigError: a state is given to, or asked of, a backbone that is bidirectional or one that reads a share,
+                one is given away where gradients are recorded, a memory is given to a backbone without cross-attention,
+                or the heads are not divisible by the processes that share the batch.
             ShapeError: the state belongs to another number of sequences.
         """
         self._check_state(batch, state, return_state, reuse_state)
@@ -173,7 +176,7 @@ class Backbone(nn.Module, ABC):
 
     def _joined(self, hidden: Tensor, read: PackedBatch) -> Float[Tensor, "tokens width"]:
         """Hidden states of the batch that was given, from those of the batch that was read."""
-        return hidden if self.config.complement is None else joined_strands(hidden, read.cu_seqlens)
+        return hidden if self.config.complement is None else joined_strands(hidden, read)
 
     def selected_layers(
         self,
@@ -207,6 +210,11 @@ class Backbone(nn.Module, ABC):
     def _check_state(
         self, batch: PackedBatch, state: BackboneState | None, return_state: bool, reuse_state: bool
     ) -> None:
+        if (state is not None or return_state) and batch.share is not None:
+            raise ConfigError(
+                "A batch that processes share is read whole, without a state: a state is all heads' and all tokens', "
+                "and no process has both. Give each process whole batches to read sequences in pieces."
+            )
         if (state is not None or return_state) and not self.config.streams:
             raise ConfigError("A bidirectional backbone needs the whole sequence at once: it has no state.")
         if state is not None and len(state) != len(batch):

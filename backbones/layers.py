@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from ..errors import ConfigError
 from ..kernels import activation as apply_activation
 from ..kernels import block_linear, causal_conv1d, fused_linear, head_norm, linear, linear_rows, rms_norm
 from ..kernels.rows import FEW
+from ..sequences import SequenceShare
+from .sequence_parallel import with_neighbours
 
 ACTIVATIONS = ("swiglu", "geglu", "gelu", "relu")
 GATED = ("swiglu", "geglu")
@@ -257,9 +260,13 @@ class CausalConvolution(nn.Module):
         *,
         return_state: bool,
         reverse: bool,
+        share: SequenceShare | None = None,
     ) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "sequences past channels"] | None]:
         """Return the activated tokens and, when asked, the last ``taps - 1`` inputs of each sequence."""
         weight, bias = self.weight, self.bias
+        if share is not None:
+            run = partial(causal_conv1d, weight=weight, bias=bias, activation="silu")
+            return with_neighbours(share, run, x, reach=weight.shape[1] - 1, reverse=reverse), None
         if return_state:
             return causal_conv1d(
                 x,

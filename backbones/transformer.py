@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from ..errors import ConfigError, InputError, ShapeError
 from ..kernels import attention, rotary
 from ..kernels.packing import gate_dtype
-from ..sequences import PackedBatch
+from ..sequences import PackedBatch, SequenceShare
 from .backbone import Backbone, Memory
 from .layers import FeedForward, added, linear_in, linear_out, make_norm, small_init_
+from .sequence_parallel import own_boundaries, with_all_tokens
 from .state import BackboneState, KeyValueCache, Layout
 from .transformer_config import TransformerConfig
 
@@ -31,6 +33,7 @@ class Context(NamedTuple):
         prefix: how many of the tokens at the start of each sequence see each other both ways, or None.
         memory: what cross-attention looks at, or None.
         layout: where the tokens go in the caches of a state that the batch goes on from, or None.
+        share: which of the tokens this process has, where several share the batch.
     """
 
     cu_seqlens: Int[Tensor, " boundaries"]
@@ -38,6 +41,7 @@ class Context(NamedTuple):
     prefix: Int[Tensor, " sequences"] | None = None
     memory: Memory | None = None
     layout: Layout | None = None
+    share: SequenceShare | None = None
 
 
 class TransformerBlock(nn.Module):
@@ -72,7 +76,8 @@ class TransformerBlock(nn.Module):
         x = self._add(skip, self.out, mixed, self.norm)
         if context.memory is not None:
             read, skip = self._read(x, self.cross_norm)
-            mixed = self._attend_to(read, context.memory, context.cu_seqlens)
+            edges = context.cu_seqlens if context.share is None else own_boundaries(context.share)
+            mixed = self._attend_to(read, context.memory, edges)
             x = self._add(skip, self.cross_out, mixed, self.cross_norm)
         read, skip = self._read(x, self.feed_forward_norm)
         return self._add(skip, self.feed_forward, read, self.feed_forward_norm), new
@@ -103,22 +108,20 @@ class TransformerBlock(nn.Module):
         """Self-attention, of the tokens with those of their sequence that the state remembers."""
         c = self.config
         q, k, v = self._heads(x, context)
-        if state is None or context.layout is None:
-            seen = KeyValueCache(k, v, context.cu_seqlens)
-        else:
-            seen = state.append(k, v, context.layout)
-        mixed = attention(
-            q,
-            seen.keys,
-            seen.values,
+        attend = partial(
+            attention,
             cu_seqlens=context.cu_seqlens,
-            cu_seqlens_k=seen.cu_seqlens,
-            lengths_k=seen.lengths,
             causal=c.direction != "bidirectional",
             window=c.window,
             prefix=context.prefix,
         )
-        mixed = mixed.flatten(1)
+        if context.share is not None:
+            return with_all_tokens(context.share, attend, q, k, v).flatten(1), None
+        if state is None or context.layout is None:
+            seen = KeyValueCache(k, v, context.cu_seqlens)
+        else:
+            seen = state.append(k, v, context.layout)
+        mixed = attend(q, seen.keys, seen.values, cu_seqlens_k=seen.cu_seqlens, lengths_k=seen.lengths).flatten(1)
         if not return_state:
             return mixed, None
         if c.window is not None and seen.lengths is None:
@@ -202,11 +205,11 @@ class Transformer(Backbone):
         if c.token_dropout is not None:
             x = without_masked(x, batch, c.token_dropout)
         if c.max_positions is not None:
-            rows = batch.positions + c.position_offset
-            if len(rows) and int(rows.max()) >= c.max_positions:
+            positions, rows = batch.whole.positions, batch.positions + c.position_offset
+            if len(positions) and int(positions.max()) + c.position_offset >= c.max_positions:
                 most = c.max_positions - c.position_offset
                 raise InputError(
-                    f"A sequence reaches position {int(batch.positions.max())}; with max_positions = "
+                    f"A sequence reaches position {int(positions.max())}; with max_positions = "
                     f"{c.max_positions} the last one is {most - 1}.",
                     hint=f"Cut sequences to {most} tokens.",
                 )
@@ -219,9 +222,11 @@ class Transformer(Backbone):
         """Yield the attention maps of each block, see ``TransformerBlock.attention_maps``: they need much memory.
 
         Raises:
-            ConfigError: not every token sees its whole sequence.
+            ConfigError: not every token sees its whole sequence, or this process has a share of the batch alone.
         """
         c = self.config
+        if batch.share is not None:
+            raise ConfigError("Attention maps are of whole sequences: they are not made of a share of a batch.")
         if c.direction != "bidirectional" or c.window is not None or c.complement is not None:
             raise ConfigError("Attention maps are made where every token sees its whole sequence, and one strand.")
         x, context = self.embed(batch), self.context(batch, None)
@@ -235,7 +240,10 @@ class Transformer(Backbone):
 
         Raises:
             InputError: the batch goes on from a state, and its positions do not, or its prefix would have to.
+            ConfigError: the heads are not divisible by the processes that share the batch.
         """
+        if batch.share is not None:
+            batch.share.check_heads(self.config.heads)
         if state is not None and self.config.positions != "none":
             some = batch.lengths > 0
             if not torch.equal(batch.positions[batch.cu_seqlens[:-1][some]], state.lengths[some]):
@@ -254,7 +262,7 @@ class Transformer(Backbone):
         layout = None
         if state is not None:
             layout = Layout.behind(state.blocks[0], batch.cu_seqlens, reuse=reuse_state, window=self.config.window)
-        return Context(batch.cu_seqlens, turns, prefix, layout=layout)
+        return Context(batch.cu_seqlens, turns, prefix, layout=layout, share=batch.share)
 
     def _prefix(self, batch: PackedBatch, state: BackboneState | None) -> Int[Tensor, " sequences"]:
         prefix = batch.conditions.get("prefix")
@@ -302,7 +310,7 @@ def stream_norm(config: TransformerConfig) -> nn.Module:
 def without_masked(x: Float[Tensor, "tokens width"], batch: PackedBatch, mask: int) -> Float[Tensor, "tokens width"]:
     """ESM-2's token dropout: mask tokens are zero, and the others make up for it."""
     masked = batch.tokens.eq(mask)
-    counts = F.pad(masked.cumsum(0), (1, 0))[batch.cu_seqlens].diff()
+    counts = F.pad(batch.whole.tokens.eq(mask).cumsum(0), (1, 0))[batch.cu_seqlens].diff()
     kept = 1 - counts.to(torch.promote_types(x.dtype, torch.float32)) / batch.lengths.clamp(min=1)
     scale = (1 - EXPECTED_MASKED) / kept.clamp(min=1e-6)  # nothing kept: every embedding is zero, any scale will do
     scale = torch.where(masked, 0.0, scale[batch.sequence_ids])

@@ -42,11 +42,18 @@ class XLSTM(Backbone):
         return x + self.position_scale * sinusoids(batch.positions, x.shape[1]).to(self.position_scale.dtype)
 
     def context(self, batch: PackedBatch, state: BackboneState | None, *, reuse_state: bool = False) -> Context:
-        """Return boundaries and positions; without rotary positions, order is all that an xLSTM knows of them."""
-        positions = batch.positions
+        """Return boundaries and positions; without rotary positions, order is all that an xLSTM knows of them.
+
+        Raises:
+            ConfigError: the heads are not divisible by the processes that share the batch.
+        """
+        positions, share = batch.positions, batch.share
+        if share is not None:
+            share.check_heads(self.config.heads)
         if self.config.rotary is None or self.config.direction == "causal":
-            return Context(batch.cu_seqlens, positions, positions)
-        return Context(batch.cu_seqlens, positions, positions[backwards(batch.cu_seqlens)])
+            return Context(batch.cu_seqlens, positions, positions, share)
+        turned = batch.whole.positions[backwards(batch.cu_seqlens)]
+        return Context(batch.cu_seqlens, positions, turned if share is None else share.cut(turned), share)
 
 
 def sinusoids(positions: Int[Tensor, " tokens"], width: int) -> Float[Tensor, "tokens width"]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..kernels import MLSTMState, gated_norm, mlstm, rotary, slstm
+from ..sequences import SequenceShare
 from .layers import (
     BlockLinear,
     CausalConvolution,
@@ -23,6 +24,7 @@ from .layers import (
     make_norm,
     soft_cap,
 )
+from .sequence_parallel import share_of_heads, with_all_tokens
 from .state import ConvolvedState
 from .xlstm_config import XLSTMConfig
 
@@ -36,11 +38,13 @@ class Context(NamedTuple):
         cu_seqlens: boundaries of the sequences.
         positions: of the tokens, for rotary positions.
         backwards: positions of the tokens when they are read right to left.
+        share: which of the tokens this process has, where several share the batch.
     """
 
     cu_seqlens: Int[Tensor, " boundaries"]
     positions: Int[Tensor, " tokens"]
     backwards: Int[Tensor, " tokens"]
+    share: SequenceShare | None = None
 
 
 class MLSTMBlock(nn.Module):
@@ -97,8 +101,9 @@ class MLSTMBlock(nn.Module):
         return_state: bool,
         reverse: bool,
     ) -> tuple[Float[Tensor, "tokens heads head_dim"], Hidden, ConvolvedState | None]:
-        past, cu_seqlens = None if state is None else state.convolution, context.cu_seqlens
-        convolved, last = self.convolution(inner, cu_seqlens, past, return_state=return_state, reverse=reverse)
+        past, cu_seqlens, share = None if state is None else state.convolution, context.cu_seqlens, context.share
+        convolve = partial(self.convolution, return_state=return_state, reverse=reverse, share=share)
+        convolved, last = convolve(inner, cu_seqlens, past)
         q, k = self.query_key(convolved)
         if self.rotary is None:
             gates = self._gates(convolved, inner)
@@ -108,7 +113,7 @@ class MLSTMBlock(nn.Module):
             seen = torch.cat(turned, dim=-1) if self.rotary == "width" else None
             gates, (q, k) = self._gates(convolved, inner, seen), turned
         cell = None if state is None else state.cell
-        run = partial(run_mlstm, cu_seqlens=cu_seqlens, state=cell, return_state=return_state, reverse=reverse)
+        run = partial(run_mlstm, context=context, state=cell, return_state=return_state, reverse=reverse)
         h, after = run(q, k, v, gates, heads=self.heads)
         return h, convolved, ConvolvedState(after, last) if return_state else None
 
@@ -174,9 +179,7 @@ class SLSTMBlock(nn.Module):
         cell_output = self.cell_output(normed)
         mixed, new = [], None
         for reverse in self.reverses:
-            h, new = self._read(
-                normed, cell_output, context.cu_seqlens, state, return_state=return_state, reverse=reverse
-            )
+            h, new = self._read(normed, cell_output, context, state, return_state=return_state, reverse=reverse)
             mixed.append(h)
         return summed([self._fed(x + part) for part in (mixed if self.tied else [summed(mixed)])]), new
 
@@ -188,19 +191,27 @@ class SLSTMBlock(nn.Module):
         self,
         normed: Hidden,
         cell_output: tuple[Hidden, Hidden],
-        cu_seqlens: Tensor,
+        context: Context,
         state: ConvolvedState | None,
         *,
         return_state: bool,
         reverse: bool,
     ) -> tuple[Hidden, ConvolvedState | None]:
-        past = None if state is None else state.convolution
-        convolved, last = self.convolution(normed, cu_seqlens, past, return_state=return_state, reverse=reverse)
+        past, cu_seqlens, share = None if state is None else state.convolution, context.cu_seqlens, context.share
+        convolve = partial(self.convolution, return_state=return_state, reverse=reverse, share=share)
+        convolved, last = convolve(normed, cu_seqlens, past)
         i, f = self.input_forget(convolved)
         gates = torch.stack((i, f, *cell_output), dim=1).view(-1, *self.bias.shape) + self.bias
         cell = None if state is None else state.cell
-        run = partial(slstm, gates, self.recurrent, cu_seqlens=cu_seqlens, initial_state=cell, reverse=reverse)
-        h, after = run(return_state=True) if return_state else (run(), None)
+        run = partial(slstm, cu_seqlens=cu_seqlens, initial_state=cell, reverse=reverse)
+        if share is not None:
+            recurrent = self.recurrent[:, share_of_heads(share, self.recurrent.shape[1])]
+            by_head = gates.transpose(1, 2)
+            h, after = with_all_tokens(share, lambda some: run(some.transpose(1, 2), recurrent), by_head), None
+        elif return_state:
+            h, after = run(gates, self.recurrent, return_state=True)
+        else:
+            h, after = run(gates, self.recurrent), None
         if self.legacy_head_flip:  # the other strands are the second half of the batch
             here, there = h.chunk(2)
             h = torch.cat((here, there.flip(1)))
@@ -235,7 +246,7 @@ class CappedMLSTMBlock(nn.Module):
         normed = self.norm(x)
         q, k, v, o = self.query_key_value_output(normed).split(self.parts, dim=-1)
         gates = soft_cap(float32_linear(normed, self.gates.weight, self.gates.bias), self.cap)
-        run = partial(run_mlstm, cu_seqlens=context.cu_seqlens, state=state, return_state=return_state)
+        run = partial(run_mlstm, context=context, state=state, return_state=return_state)
         if len(self.reverses) == 1:
             h, new = run(q, k, v, gates, heads=self.heads, reverse=self.reverses[0])
             norm = self.head_norm
@@ -273,7 +284,7 @@ def run_mlstm(
     gates: Float[Tensor, "tokens gates"],
     *,
     heads: int,
-    cu_seqlens: Int[Tensor, " boundaries"],
+    context: Context,
     state: MLSTMState | None,
     return_state: bool,
     reverse: bool,
@@ -281,9 +292,11 @@ def run_mlstm(
     """Cut q, k, v and gates into heads and run the cell."""
     q, k, v = (part.reshape(len(part), heads, part.shape[1] // heads) for part in (q, k, v))
     i, f = gates.chunk(2, dim=-1)
+    cu_seqlens = context.cu_seqlens
     if return_state:
         return mlstm(q, k, v, i, f, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse, return_state=True)
-    return mlstm(q, k, v, i, f, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse), None
+    run = partial(mlstm, cu_seqlens=cu_seqlens, initial_state=state, reverse=reverse)
+    return with_all_tokens(context.share, run, q, k, v, i, f), None
 
 
 def summed(parts: list[Tensor]) -> Tensor:

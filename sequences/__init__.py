@@ -1,6 +1,6 @@
 """What a batch is: vocabulary, tokenizer protocol, packed batch, packing, text tokenizers, token stores, text files."""
 
-from .batch import PackedBatch
+from .batch import PackedBatch, SequenceShare, share_batch
 from .chunks import Chunk, Encoded, RecordChunk, Unusable, encode_records, in_chunks
 from .files import check_file, check_writable, open_text, read_blocks, read_lines, replacing
 from .filling import move_spans_behind, span_masks
@@ -28,6 +28,7 @@ __all__ = [
     "PackedBatch",
     "Record",
     "Records",
+    "SequenceShare",
     "TextTokenizer",
     "TokenStore",
     "Tokenizer",
@@ -39,6 +40,7 @@ __all__ = [
     "pack",
     "read_lines",
     "replacing",
+    "share_batch",
     "span_masks",
     "tokenizer_class",
     "tokenizer_from_dict",

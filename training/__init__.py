@@ -10,6 +10,7 @@ from .loop import train
 from .metrics import read_metrics
 from .recipe import Recipe, read_recipe
 from .record import describe_file, read_record
+from .sequence_parallel import share_objective, sum_gradients
 from .ties import ties, ties_adapters, ties_models
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "read_recipe",
     "read_record",
     "read_snapshots",
+    "share_objective",
+    "sum_gradients",
     "ties",
     "ties_adapters",
     "ties_models",
