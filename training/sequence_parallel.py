@@ -33,7 +33,7 @@ def share_objective(
 ) -> Objective:
     """Return this process's share of an objective that every process of the group has; see ``share_batch``.
 
-    Its ``weight`` is that of the share: what divides the loss is the weight of the whole objective.
+    Its ``weight`` is that of the share: what divides the loss is the weight of the whole objective, the sum of all.
 
     Raises:
         ConfigError: as ``share_batch``.

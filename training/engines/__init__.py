@@ -40,10 +40,18 @@ def check_share(settings: EngineConfig, config: TrainingConfig, world_size: int)
             f"There are {world_size} processes, and the plain engine trains in one. Use the engine deepspeed "
             "(--engine deepspeed)."
         )
-    if config.accumulation % world_size:
+    if world_size % settings.sequence_processes:
+        raise ConfigError(
+            f"There are {world_size} processes, and {settings.sequence_processes} share a batch: the first "
+            "number must be a multiple of the second (--set engine.sequence_processes)."
+        )
+    readers = world_size // settings.sequence_processes
+    if config.accumulation % readers:
+        shared = f", {settings.sequence_processes} to a batch" if settings.sequence_processes > 1 else ""
         raise ConfigError(
             f"accumulation is {config.accumulation}, the packed batches per step of all processes together, and there "
-            f"are {world_size} processes: it must be a multiple of them (--set training.accumulation={world_size})."
+            f"are {world_size} processes{shared}: it must be a multiple of {readers} "
+            f"(--set training.accumulation={readers})."
         )
 
 

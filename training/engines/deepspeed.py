@@ -30,6 +30,7 @@ from ..config import TrainingConfig
 from ..data import Batch, even_share, seed_of
 from ..objectives import Objective
 from ..optimizer import MOMENTS, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
+from ..sequence_parallel import share_objective
 from ..step import DROPOUT, MASKS, autocast, chosen_precision, loss_sum, make_objective
 from .engine import EngineConfig
 
@@ -49,9 +50,9 @@ def deepspeed_settings(
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "train_batch_size": config.accumulation,
+        "train_batch_size": config.accumulation * settings.sequence_processes,  # a shared batch counts for each
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": config.accumulation // world_size,
+        "gradient_accumulation_steps": config.accumulation * settings.sequence_processes // world_size,
         "gradient_clipping": float(config.clip),
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
@@ -97,6 +98,7 @@ class DeepSpeedEngine:
         self._config, self._settings, self._example = config, settings, example
         self._deepspeed = deepspeed
         self._counts = dist.new_group(backend="gloo")  # sums of a few numbers do not wait for a GPU
+        self._sharing = _sequence_group(settings.sequence_processes)
         self._shapes = {name: tensor.shape for name, tensor in model_tensors(model).items()}
         trained = _take_over(model)
         wrapped = _Losses(trained, precision)
@@ -120,8 +122,13 @@ class DeepSpeedEngine:
             parameter.data = parameter.data.new_empty(0)
 
     def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:
-        """As many batches as every other process has."""
-        return even_share(batches, rank=self.rank, world_size=self.world_size)
+        """As many batches as every other process has; processes that share one have it each."""
+        together = self._settings.sequence_processes
+        return even_share(batches, rank=self.rank // together, world_size=self.world_size // together)
+
+    def own(self, objective: Objective) -> Objective:
+        """As ``Engine.own``."""
+        return objective if self._sharing is None else share_objective(objective, self._sharing)
 
     def loss_sum(self, objective: Objective) -> Float[Tensor, ""]:
         """As ``Engine.loss_sum``."""
@@ -132,13 +139,16 @@ class DeepSpeedEngine:
         self, batches: Sequence[tuple[int, PackedBatch, bool]], *, step: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """As ``Engine.gradient_step``; a batch that does not count is read and weighs nothing."""
-        objectives = [make_objective(batch, self.model, self._config, MASKS, step, n) for n, batch, _ in batches]
+        objectives = [
+            self.own(make_objective(batch, self.model, self._config, MASKS, step, n)) for n, batch, _ in batches
+        ]
         counts = [float(counted) for _, _, counted in batches]
         own = sum(count * objective.weight for count, objective in zip(counts, objectives, strict=True))
         total = max(self.sum([own])[0], 1.0)
         loss = torch.zeros((), device=self.model.device)
         for (n, _, _), count, objective in zip(batches, counts, objectives, strict=True):
-            torch.manual_seed(seed_of(self._config.seed, DROPOUT, step, n))
+            place = self.rank % self._settings.sequence_processes  # tokens of one batch do not share their draws
+            torch.manual_seed(seed_of(self._config.seed, DROPOUT, step, n, *([place] if place else [])))
             self._engine.set_gradient_accumulation_boundary(objective is objectives[-1])
             part = self.loss_sum(objective) * (count / total)
             # DeepSpeed takes the mean over the processes, and the loss is a sum over them.
@@ -251,6 +261,17 @@ class DeepSpeedEngine:
         padded[: value.numel()] = value.flatten()
         part = padded[each * self.rank : each * (self.rank + 1)].to(parameter.device)
         utils.safe_set_local_optimizer_state(parameter, part, moment)
+
+
+def _sequence_group(processes: int) -> dist.ProcessGroup | None:
+    """The neighbours that share each batch with this process, None where it has its batches alone."""
+    if processes == 1:
+        return None
+    own = None
+    for first in range(0, dist.get_world_size(), processes):
+        group = dist.new_group(range(first, first + processes))  # every process takes part in making each
+        own = group if first <= dist.get_rank() < first + processes else own
+    return own
 
 
 def _begin_moments(optimizer: torch.optim.Optimizer) -> None:

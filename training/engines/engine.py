@@ -27,11 +27,15 @@ class EngineConfig:
         zero_stage: what DeepSpeed's processes share out among them (ZeRO, Rajbhandari et al. 2020): 0 nothing, 1 the
             optimiser's moments and the weights that it updates, 2 the gradients too, 3 the weights too.
         offload_optimizer: keep the moments, and update the weights, in the memory of the CPU; from stage 1 on.
+        sequence_processes: so many processes share the tokens of each batch, for sequences too long for one (DeepSpeed
+            Ulysses); the number of all processes and the heads of the backbone are multiples of it. Dropout, if there
+            is any, then has other draws than in one process.
     """
 
     name: str = "plain"
     zero_stage: int = 2
     offload_optimizer: bool = False
+    sequence_processes: int = 1
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
@@ -40,6 +44,10 @@ class EngineConfig:
             raise ConfigError(f"zero_stage is 0, 1, 2 or 3, not {self.zero_stage}.")
         if self.offload_optimizer and (self.name == "plain" or self.zero_stage == 0):
             raise ConfigError("offload_optimizer needs the engine deepspeed and a zero_stage of 1, 2 or 3.")
+        if self.sequence_processes < 1 or (self.name == "plain" and self.sequence_processes > 1):
+            raise ConfigError(
+                f"sequence_processes is {self.sequence_processes}; it is at least 1, and 1 with the plain engine."
+            )
 
 
 @runtime_checkable
@@ -63,8 +71,11 @@ class Engine(Protocol):
     def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:
         """The batches that this process reads: number, sequences, and whether it counts; see ``data.even_share``."""
 
+    def own(self, objective: Objective) -> Objective:
+        """What is this process's of an objective: all, or where several share its batch the tokens of this one."""
+
     def loss_sum(self, objective: Objective) -> Float[Tensor, ""]:
-        """``step.loss_sum``, in the precision of the run."""
+        """``step.loss_sum`` of what ``own`` returned, in the precision of the run."""
 
     def gradient_step(
         self, batches: Sequence[tuple[int, PackedBatch, bool]], *, step: int

@@ -31,6 +31,10 @@ class PlainEngine:
         """All batches."""
         return even_share(batches, rank=0, world_size=1)
 
+    def own(self, objective: Objective) -> Objective:
+        """All of it."""
+        return objective
+
     def loss_sum(self, objective: Objective) -> Float[Tensor, ""]:
         """As ``Engine.loss_sum``."""
         with autocast(self.precision, self.model.device):

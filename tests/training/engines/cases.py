@@ -34,14 +34,14 @@ def words(count: int = 100) -> list[np.ndarray]:
     return [LetterTokenizer().encode(text) for text in texts]
 
 
-def model(kind: str, *, seed: int = 0, contacts: bool = False) -> LanguageModel:
+def model(kind: str, *, seed: int = 0, contacts: bool = False, dropout: float = 0.1) -> LanguageModel:
     tokenizer = LetterTokenizer()
     torch.manual_seed(seed)
     size = len(tokenizer.vocabulary)
     if kind == "xlstm":
-        config = XLSTMConfig(size, 32, 2, heads=2, blocks=("mlstm", "slstm"), dropout=0.1)
+        config = XLSTMConfig(size, 32, 2, heads=2, blocks=("mlstm", "slstm"), dropout=dropout)
     else:
-        config = TransformerConfig(size, 32, 2, heads=2, direction="bidirectional", dropout=0.1)
+        config = TransformerConfig(size, 32, 2, heads=2, direction="bidirectional", dropout=dropout)
     return LanguageModel(tokenizer, config, HeadConfig(contacts=contacts), name="letters")
 
 
@@ -99,6 +99,15 @@ def two(folder: Path) -> None:
             fit(trained, settings(kind), folder / f"{kind}-{stage}", engine)
             check_in_place(trained, folder / f"{kind}-{stage}")
         frozen_runs(folder, str(stage), engine)
+    for stage in (0, 2, 3):
+        shared = EngineConfig("deepspeed", zero_stage=stage, sequence_processes=2)
+        for kind in KINDS:
+            fit(
+                model(kind, dropout=0.0),
+                settings(kind, steps=8, accumulation=1),
+                folder / f"{kind}-shared-{stage}",
+                shared,
+            )
     offloaded = EngineConfig("deepspeed", zero_stage=2, offload_optimizer=True)
     fit(model("xlstm"), settings("xlstm"), folder / "xlstm-offloaded", offloaded)
     deepest = EngineConfig("deepspeed", zero_stage=3)

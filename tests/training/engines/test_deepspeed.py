@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,9 @@ def make_runs(folder: Path) -> None:
     plain = EngineConfig()
     for kind in cases.KINDS:
         cases.fit(cases.model(kind), cases.settings(kind), folder / f"{kind}-plain", plain)
+    for kind in cases.KINDS:
+        config = cases.settings(kind, steps=8, accumulation=1)
+        cases.fit(cases.model(kind, dropout=0.0), config, folder / f"{kind}-shared-plain", plain)
     cases.frozen_runs(folder, "plain", plain)
     few = cases.settings("transformer", steps=4)
     cases.fit(cases.model("transformer", contacts=True), few, folder / "contacts-plain", plain)
@@ -105,6 +109,16 @@ def assert_same_tensors(one: Path, other: Path, *, atol: float) -> None:
 
 @needs_deepspeed
 @pytest.mark.parametrize("kind", cases.KINDS)
+@pytest.mark.parametrize("stage", (0, 2, 3))
+def test_processes_that_share_each_batch_equal_one(runs, kind, stage):
+    own, plain = runs / f"{kind}-shared-{stage}", runs / f"{kind}-shared-plain"
+    assert len(read_metrics(own)) == 8
+    assert_same_curve(own, plain)
+    assert_same_tensors(own / "model.safetensors", plain / "model.safetensors", atol=2e-5)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("kind", cases.KINDS)
 @pytest.mark.parametrize("stage", range(4))
 def test_curve_and_export_of_each_stage_equal_those_of_one_process(runs, kind, stage):
     own, plain = runs / f"{kind}-{stage}", runs / f"{kind}-plain"
@@ -114,7 +128,13 @@ def test_curve_and_export_of_each_stage_equal_those_of_one_process(runs, kind, s
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert_same_tensors(own / "checkpoint" / file, plain / "checkpoint" / file, atol=2e-5)
     engine = read_record(own)["machine"]["engine"]
-    assert engine == {"name": "deepspeed", "zero_stage": stage, "offload_optimizer": False, "processes": 2}
+    assert engine == {
+        "name": "deepspeed",
+        "zero_stage": stage,
+        "offload_optimizer": False,
+        "sequence_processes": 1,
+        "processes": 2,
+    }
 
 
 @needs_deepspeed
