@@ -99,7 +99,9 @@ def _to_heads(share: SequenceShare, inputs: list[Tensor]) -> list[Tensor]:
     parts = [x.reshape(tokens, of, width).transpose(0, 1) for x, width in zip(inputs, widths, strict=True)]
     rows = torch.cat(parts, dim=2).view(of * tokens, sum(widths))
     rows = _in_order(exchange(rows, [tokens] * of, share.counts, share.group), share)
-    return [x.reshape(-1, *shape) for x, shape in zip(torch.split(rows, widths, dim=1), shapes, strict=True)]
+    # Copies, so that what a kernel keeps of one of them for its backward does not keep them all.
+    parts = [part.contiguous() for part in torch.split(rows, widths, dim=1)]
+    return [part.view(len(part), *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _to_tokens(share: SequenceShare, x: Tensor) -> Tensor:
