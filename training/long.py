@@ -89,22 +89,22 @@ def piece_loss(
 
 
 def backward_in_pieces(
-    model: LanguageModel, objective: Objective, *, tokens: int, scale: float = 1.0, cast: Cast = nullcontext
+    model: LanguageModel, objective: Objective, *, tokens: int, total: float = 1.0, cast: Cast = nullcontext
 ) -> Float[Tensor, ""]:
     """Add the gradient of the loss of a whole batch to that of the parameters, with the graph of one piece at a time.
 
-    It is the exact gradient of ``scale * sum(weights * cross-entropies)``, however long the sequences are and wherever
+    It is the exact gradient of ``sum(weights * cross-entropies) / total``, however long the sequences are and wherever
     they are cut. Dropout draws the same in both passes: each piece has a seed, drawn from torch's generator.
 
     Args:
         model: with a causal backbone.
         objective: what it reads and should say.
         tokens: of a piece, the most that are read with a graph.
-        scale: factor on the loss.
+        total: what the loss is divided by.
         cast: context of the forward passes, such as autocast.
 
     Returns:
-        The loss times ``scale``, without a graph.
+        The loss divided by ``total``, without a graph.
 
     Raises:
         ConfigError: the backbone is not causal.
@@ -114,14 +114,14 @@ def backward_in_pieces(
     seeds: list[int] = torch.randint(2**62, (len(pieces),)).tolist()
     states = _read_ahead(model, pieces, seeds, cast)
     further = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    total: Tensor = torch.zeros((), device=model.device)
+    summed: Tensor = torch.zeros((), device=model.device)
     behind: dict[str, Tensor | None] = {}  # gradients at the state after the piece
     for piece, state, seed in zip(reversed(pieces), reversed(states), reversed(seeds), strict=True):
         torch.manual_seed(seed)
         before = None if state is None else state.map(_leaf if further else torch.Tensor.detach)
         with cast():
             loss, after = _piece(model, piece, before)
-            loss = loss * scale
+            loss = loss / total
         ends, gradients = [loss], [torch.ones_like(loss)]
         for name, tensor in ({} if after is None else after.tensors()).items():
             gradient = behind.get(name)
@@ -130,8 +130,8 @@ def backward_in_pieces(
                 gradients.append(gradient)
         torch.autograd.backward(ends, gradients)
         behind = {} if before is None else {name: tensor.grad for name, tensor in before.tensors().items()}
-        total = total + loss.detach()
-    return total
+        summed = summed + loss.detach()
+    return summed
 
 
 def loss_in_pieces(

@@ -23,7 +23,8 @@ from ..backbones import TransformerConfig, config_to_dict
 from ..errors import ConfigError, ProcessiveError
 from ..kernels import keep_freed_memory
 from ..models import LanguageModel, ModelCard, adapter_settings, fingerprint, save_adapter, used_adapter
-from ..sequences import check_writable, tokenizer_to_dict
+from ..sequences import PackedBatch, check_writable, tokenizer_to_dict
+from .carried import Carried, check_carried
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import (
     Standing,
@@ -36,6 +37,8 @@ from .checkpoint import (
 )
 from .config import OBJECTIVES, TrainingConfig
 from .data import Mixture, Order, Pieces, Sequences
+from .lanes import Lanes, Spans
+from .long import check_causal
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
 from .optimizer import make_optimizer, set_learning_rate
@@ -60,18 +63,41 @@ class Step(NamedTuple):
     epoch: int
     position: int
     of: int
-    batches: Sequence[Order]
+    batches: Sequence[Order | Spans]
 
 
 def plan(pieces: Pieces, config: TrainingConfig, standing: Standing) -> Iterator[Step]:
     """Yield the steps that come after ``standing``, without end."""
-    position = standing.position
+    position, each = standing.position, config.accumulation
     for epoch in itertools.count(standing.epoch):
-        batches = pieces.batches(batch_tokens=config.batch_tokens, seed=config.seed, epoch=epoch)
-        of = -(-len(batches) // config.accumulation)
-        for number in range(position, of):
-            yield Step(epoch, number, of, batches[number * config.accumulation : (number + 1) * config.accumulation])
+        if config.long == "carry":
+            assert config.max_length is not None
+            lanes = Lanes(
+                pieces.lengths,
+                pieces.order(seed=config.seed, epoch=epoch),
+                tokens=config.max_length,
+                lanes=config.batch_tokens // config.max_length,
+                batches=each,
+            )
+            for number in range(position, len(lanes)):
+                yield Step(epoch, number, len(lanes), lanes[number])
+        else:
+            batches = pieces.batches(batch_tokens=config.batch_tokens, seed=config.seed, epoch=epoch)
+            of = -(-len(batches) // each)
+            for number in range(position, of):
+                yield Step(epoch, number, of, batches[number * each : (number + 1) * each])
         position = 0
+
+
+def read_batch(pieces: Pieces, chosen: Order | Spans, *, vocabulary_size: int) -> PackedBatch:
+    """Read the pieces, or the spans of lanes, of one batch.
+
+    Raises:
+        InputError: a token id is not in the vocabulary.
+    """
+    if isinstance(chosen, Spans):
+        return chosen.batch(pieces, vocabulary_size=vocabulary_size)
+    return pieces.batch(chosen, vocabulary_size=vocabulary_size)
 
 
 def share_done(config: TrainingConfig, standing: Standing, step: Step) -> float:
@@ -131,8 +157,11 @@ def train(
         direction = "prefix"
     if OBJECTIVES[config.objective] != direction:
         raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
-    pieces = Pieces(sequences, max_length=config.max_length)
-    held_out = None if validation is None else Pieces(validation, max_length=config.max_length)
+    if config.long != "cut":
+        (check_carried if config.long == "carry" else check_causal)(model)
+    longest = config.max_length if config.long == "cut" else None
+    pieces = Pieces(sequences, max_length=longest)
+    held_out = None if validation is None else Pieces(validation, max_length=longest)
     if used_adapter(model) is not None:
         _refuse_more_than_adapter(model, config)
     with _only(config.trained, model):
@@ -264,6 +293,7 @@ def _run(
     metrics: dict[str, Any] = (read_metrics(out) or [{}])[-1]
     interrupted = False
     window = _Window(standing)
+    carried = Carried.read(find_checkpoint(out), model)
     began = time.monotonic() - standing.seconds
     saved = time.monotonic()
     for step in plan(pieces, config, standing):
@@ -274,10 +304,13 @@ def _run(
         interrupted = stop_asked()
         if interrupted:
             break
-        batches = [pieces.batch(indices, vocabulary_size=len(model.vocabulary)) for indices in step.batches]
+        batches = [read_batch(pieces, chosen, vocabulary_size=len(model.vocabulary)) for chosen in step.batches]
         rate = config.learning_rate * warmup_cosine(done, warmup=config.warmup, floor=config.floor)
         set_learning_rate(optimizer, rate)
-        window.add(*gradient_step(model, optimizer, batches, config, step=standing.step, precision=precision), rate)
+        window.add(
+            *gradient_step(model, optimizer, batches, config, step=standing.step, precision=precision, carried=carried),
+            rate,
+        )
         ends_epoch = step.position + 1 == step.of
         standing.step += 1
         standing.epoch, standing.position = (step.epoch + 1, 0) if ends_epoch else (step.epoch, step.position + 1)
@@ -300,7 +333,7 @@ def _run(
         append_metrics(out, metrics)
         _show(bar, metrics)
         if saves:
-            write_checkpoint(out, model, optimizer, standing, identity)
+            write_checkpoint(out, model, optimizer, standing, identity, carried=carried)
             saved = time.monotonic()
     if window.losses:
         metrics = window.close(standing, out)
@@ -308,7 +341,7 @@ def _run(
             metrics["validation_loss"] = validation_loss(model, held_out, config, precision)
         append_metrics(out, metrics)
     _show(bar, metrics)
-    write_checkpoint(out, model, optimizer, standing, identity)
+    write_checkpoint(out, model, optimizer, standing, identity, carried=carried)
     return {**metrics, "precision": precision, "device": str(model.device), "interrupted": interrupted}
 
 

@@ -25,6 +25,8 @@ from processive.training import TrainingConfig, checkpoint, loop, read_metrics, 
 from safetensors.torch import load_file
 
 STEPS = 8
+SETTINGS = {"cut": {"batch_tokens": 60}, "carry": {"long": "carry", "max_length": 4, "batch_tokens": 12}}
+LONG = sys.argv[3]
 
 
 def run(out: Path, *, resume: bool) -> None:
@@ -34,7 +36,7 @@ def run(out: Path, *, resume: bool) -> None:
     torch.manual_seed(0)
     config = XLSTMConfig(len(tokenizer.vocabulary), 16, 1, heads=2, dropout=0.2)
     model = LanguageModel(tokenizer, config)
-    settings = TrainingConfig(steps=STEPS, batch_tokens=60, accumulation=2, log_every=1, checkpoint_every=2)
+    settings = TrainingConfig(steps=STEPS, accumulation=2, log_every=1, checkpoint_every=2, **SETTINGS[LONG])
     train(model, [tokenizer.encode(word) for word in words], settings, out=out, resume=resume, progress=False)
 
 
@@ -107,6 +109,7 @@ def main(folder: Path, kills: int) -> None:
         if found is not None:  # a whole one, whatever was under way
             load_file(found / "model.safetensors")
             load_file(found / "optimizer.safetensors")
+            assert (found / "state.safetensors").is_file() == (LONG == "carry")
         else:  # the metrics file is put in place first, then the first checkpoint
             assert done[: moment - 1].count("replace") < 2, f"no checkpoint after {done[: moment - 1]}"
         status, _ = in_child(out, resume=True)

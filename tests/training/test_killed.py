@@ -11,8 +11,9 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are made by fork")
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+@pytest.mark.parametrize("long", ["cut", "carry"])
+def test_killed_and_resumed_equals_uninterrupted(long, tmp_path):
     script = Path(__file__).with_name("killed.py")
-    done = subprocess.run([sys.executable, script, tmp_path, "2"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, script, tmp_path, "2", long], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "save_file" in done.stdout and "rename" in done.stdout  # the moments of writing were among them

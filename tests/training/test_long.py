@@ -80,7 +80,7 @@ def test_gradients_are_those_of_the_whole(name, tokens, tokenizer, rng):
         wanted_loss = piece_loss(model, objective)[0] * 0.25
         wanted_loss.backward()
         wanted = gradients(model)
-        loss = backward_in_pieces(model, objective, tokens=tokens, scale=0.25)
+        loss = backward_in_pieces(model, objective, tokens=tokens, total=4.0)
         assert not loss.requires_grad and torch.allclose(loss, wanted_loss.detach(), rtol=1e-10)
         assert_equal_gradients(gradients(model), wanted)
         assert torch.allclose(loss_in_pieces(model, objective, tokens=tokens) * 0.25, wanted_loss, rtol=1e-10)
