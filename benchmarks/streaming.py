@@ -102,12 +102,13 @@ def train(store: str, options: argparse.Namespace) -> dict[str, float]:
         before = time.perf_counter()
         pieces.fingerprint()
         found["fingerprint"] = time.perf_counter() - before
+        batches = pieces.batches(batch_tokens=config.batch_tokens, seed=0, epoch=1)  # as where one epoch meets the next
         if store:
-            middle = [batches[number] for number in range(0, len(batches), -(-len(batches) // 1000))]
+            some = range(0, len(batches), -(-len(batches) // 1000))
             before = time.perf_counter()
-            for indices in middle:
-                pieces.batch(indices, vocabulary_size=len(tokenizer.vocabulary))
-            found["read a batch"] = (time.perf_counter() - before) / len(middle)
+            for number in some:
+                pieces.batch(batches[number], vocabulary_size=len(tokenizer.vocabulary))
+            found["read a batch"] = (time.perf_counter() - before) / len(some)
         del pieces, batches
         before = time.perf_counter()
         run(model, sequences, config, out=out, progress=False)
