@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=2 python benchmarks/long_training.py [--tokens 65536] [--piece 2048]
 
 Each measurement is a process of its own, so that its peak (VmHWM) is its own; told is what it has above what the same
-process had before. "by blocks" is ``gradient_checkpointing=True``, "whole" is ``long="whole"`` (``training/long.py``). All three
-gradients are the same; their norms are printed.
+process had before. "by blocks" is ``gradient_checkpointing=True``, "whole" is ``long="whole"``
+(``training/long.py``). All three gradients are the same; their norms are printed.
 """
 
 from __future__ import annotations
