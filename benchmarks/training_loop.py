@@ -167,7 +167,7 @@ def packing(
             for way, batches in ways.items():
                 model = network(tokenizer, family, 128)
                 seconds = bare(model, taught(model, batches), TrainingConfig(steps=1))[clock]
-                best[way] = min(best[way], seconds)
+                best[way] = min(best[way], float(seconds))
         for way, batches in ways.items():
             read = sum(len(batch.tokens) for batch in batches)
             ratio = "" if way == "packed" else f"{best[way] / best['packed']:.2f}"

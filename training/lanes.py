@@ -39,6 +39,11 @@ class Spans(NamedTuple):
     lengths: NDArray[np.int64]
     goes_on: NDArray[np.bool_]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of its sequences that are read for the first time, the last ones, which are only targets, included."""
+        return int(self.lengths.sum()) + int((~self.goes_on).sum())
+
     def batch(self, pieces: Pieces, *, vocabulary_size: int) -> PackedBatch:
         """Read the tokens; positions are those in the whole sequence, so that one above 0 goes on from a state.
 

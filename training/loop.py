@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -98,6 +99,11 @@ def read_batch(pieces: Pieces, chosen: Order | Spans, *, vocabulary_size: int) -
     if isinstance(chosen, Spans):
         return chosen.batch(pieces, vocabulary_size=vocabulary_size)
     return pieces.batch(chosen, vocabulary_size=vocabulary_size)
+
+
+def count_tokens(pieces: Pieces, chosen: Order | Spans) -> int:
+    """Tokens of one batch, those that stand in two of them because a sequence is cut there once."""
+    return chosen.tokens if isinstance(chosen, Spans) else int(pieces.lengths[chosen].sum(dtype=np.int64))
 
 
 def share_done(config: TrainingConfig, standing: Standing, step: Step) -> float:
@@ -314,7 +320,7 @@ def _run(
         ends_epoch = step.position + 1 == step.of
         standing.step += 1
         standing.epoch, standing.position = (step.epoch + 1, 0) if ends_epoch else (step.epoch, step.position + 1)
-        standing.tokens += sum(len(batch.tokens) for batch in batches)
+        standing.tokens += sum(count_tokens(pieces, chosen) for chosen in step.batches)
         standing.seconds = time.monotonic() - began
         bar.update(done - bar.n)
         if config.snapshot_every is not None and standing.step % config.snapshot_every == 0:

@@ -217,6 +217,8 @@ def test_an_epoch_is_read_whole_from_lists_stores_and_mixtures(tokenizer, texts,
         models.append(make(tokenizer))
         metrics = train(models[-1], data, TrainingConfig(epochs=2, **SETTINGS), out=tmp_path / name, progress=False)
         assert metrics["epoch"] == 2
+        if name != "mixture":
+            assert metrics["tokens"] == 2 * sum(len(text) for text in texts if len(text) > 1)
         assert not (tmp_path / name / "checkpoint" / "state.safetensors").exists()  # at the end of an epoch
     assert equal(weights(models[0]), weights(models[1])) and not equal(weights(models[0]), weights(models[2]))
 
