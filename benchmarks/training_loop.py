@@ -211,7 +211,7 @@ def main() -> None:
             sequences,
             batch_tokens=options.batch_tokens,
             rounds=options.rounds,
-            clock=options.processor,
+            clock=int(options.processor),
         ):
             print(line)
 

@@ -17,7 +17,7 @@ from ..sequences import PackedBatch, pack
 from .carried import Carried, backward_carried
 from .config import TrainingConfig
 from .data import Pieces, seed_of
-from .long import backward_in_pieces, loss_in_pieces
+from .long import backward_in_pieces, loss_in_pieces, seed_draws
 from .objectives import Objective, causal, fill_in, glm, masked, span_masked, swapped
 
 MASKS, DROPOUT, VALIDATION = 1, 2, 3  # streams of random numbers
@@ -111,7 +111,7 @@ def gradient_step(
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=model.device)
     for n, objective in enumerate(objectives):
-        torch.manual_seed(seed_of(config.seed, DROPOUT, step, n))
+        seed_draws(seed_of(config.seed, DROPOUT, step, n), model.device)
         loss += backward(model, objective, config, carried, total=total, precision=precision)
     if carried is not None:
         carried.end_step()
