@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -176,6 +176,48 @@ class BackboneState:
         """Return the state with ``function`` applied to every tensor, lengths included."""
         return BackboneState(function(self.lengths), tuple(_map(block, function) for block in self.blocks))
 
+    @property
+    def grows(self) -> bool:
+        """Whether it holds something of every token, as key-value caches do."""
+        return any(isinstance(block, KeyValueCache) for block in self.blocks)
+
+    def detach(self) -> BackboneState:
+        """Return the state without what led to it: no gradient goes further back."""
+        return self.map(torch.Tensor.detach)
+
+    def spread(self, at: Int[Tensor, " rows"], sequences: int) -> BackboneState:
+        """Return the state of so many ``sequences``: those numbered ``at``, in rising order, have the rows of this one.
+
+        The others have seen nothing. Gradients go back to this state.
+        """
+        rows = at.to(self.lengths.device)
+        blocks = tuple(_spread(block, rows, sequences) for block in self.blocks)
+        return BackboneState(_spread(self.lengths, rows, sequences), blocks)
+
+    @classmethod
+    def concatenate(cls, states: Sequence[BackboneState]) -> BackboneState:
+        """Return the state of the sequences of one, then of the next, and so on; at least one state is given."""
+        blocks = zip(*(state.blocks for state in states), strict=True)
+        return cls(torch.cat([state.lengths for state in states]), tuple(_concatenate(list(parts)) for parts in blocks))
+
+    def within(self, longer: BackboneState) -> BackboneState:
+        """Return the state of one sequence in the memory of ``longer``, its state some tokens later.
+
+        Only caches share memory, and only those from which nothing was dropped (``window``).
+        """
+        seen = int(longer.lengths[0])
+        blocks = tuple(_within(one, other, seen) for one, other in zip(self.blocks, longer.blocks, strict=True))
+        return BackboneState(self.lengths, blocks)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> BackboneState:
+        """Return a state made like this one of what ``tensors`` gave.
+
+        Raises:
+            KeyError: one is missing.
+        """
+        blocks = tuple(_with(f"blocks.{i}", block, tensors) for i, block in enumerate(self.blocks))
+        return BackboneState(tensors["lengths"], blocks)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by name, ``lengths`` and ``blocks.<i>.<part>``."""
         named = {"lengths": self.lengths}
@@ -199,6 +241,41 @@ def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         value = value.without_room()
         return KeyValueCache(function(value.keys), function(value.values), function(value.cu_seqlens))
     return type(value)(*(_map(part, function) for part in value))
+
+
+def _spread(value: Any, at: Tensor, sequences: int) -> Any:
+    if isinstance(value, Tensor):
+        return value.new_zeros(sequences, *value.shape[1:]).index_copy(0, at, value)
+    if isinstance(value, KeyValueCache):
+        value = value.without_room()
+        return KeyValueCache(value.keys, value.values, cumulative(_spread(value.cu_seqlens.diff(), at, sequences)))
+    return type(value)(*(_spread(part, at, sequences) for part in value))
+
+
+def _concatenate(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    if isinstance(values[0], KeyValueCache):
+        caches = [value.without_room() for value in values]
+        lengths = torch.cat([cache.cu_seqlens.diff() for cache in caches])
+        keys, values_ = (torch.cat([getattr(cache, name) for cache in caches]) for name in ("keys", "values"))
+        return KeyValueCache(keys, values_, cumulative(lengths))
+    return type(values[0])(*(_concatenate(list(parts)) for parts in zip(*values, strict=True)))
+
+
+def _within(value: Any, longer: Any, seen: int) -> Any:
+    if isinstance(value, KeyValueCache) and len(longer.keys) == seen:
+        rows = len(value.keys)
+        return KeyValueCache(longer.keys[:rows], longer.values[:rows], value.cu_seqlens)
+    return value
+
+
+def _with(prefix: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return tensors[prefix]
+    if isinstance(value, KeyValueCache):
+        return KeyValueCache(*(tensors[f"{prefix}.{name}"] for name in ("keys", "values", "cu_seqlens")))
+    return type(value)(*(_with(f"{prefix}.{name}", getattr(value, name), tensors) for name in value._fields))
 
 
 def _named(prefix: str, value: Any) -> Iterator[tuple[str, Tensor]]:

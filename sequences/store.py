@@ -123,6 +123,18 @@ class TokenStore(Sequence[NDArray[np.integer]]):
         start, end = self._read(0, index, index + 2).tolist()
         return self._read(1, start, end)
 
+    def part(self, index: int, start: int, stop: int) -> NDArray[np.integer]:
+        """Tokens ``start:stop`` of a sequence, as a slice of it; the others are not read.
+
+        Raises:
+            IndexError: there is no such sequence.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first, end = self._read(0, index, index + 2).tolist()
+        start, stop, _ = slice(start, stop).indices(end - first)
+        return self._read(1, first + start, first + max(start, stop))
+
     def _read(self, which: int, start: int, end: int) -> NDArray[np.integer]:
         """Items ``start:end`` of the offsets (0) or the tokens (1)."""
         mapped = self.tokens if which else self.offsets

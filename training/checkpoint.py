@@ -1,7 +1,8 @@
 """Checkpoints: whole or not there, and enough to go on bit for bit.
 
 A folder ``checkpoint/`` of ``model.safetensors`` (of what is trained; the caller has the frozen rest),
-``optimizer.safetensors`` and ``run.json`` (where the run stands, and the settings, data and model that it belongs to).
+``optimizer.safetensors``, ``run.json`` (where the run stands, and the settings, data and model that it belongs to) and,
+where sequences are read step after step (``long="carry"``), ``state.safetensors``.
 No state of a random generator is in it: every draw of a run is a function of the seed and the step.
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
 from ..sequences import replacing
+from .carried import Carried
 
 FORMAT = 1
 NAME = "checkpoint"
@@ -64,6 +66,8 @@ def write_checkpoint(
     moments: Mapping[str, Tensor],
     standing: Standing,
     identity: Mapping[str, Any],
+    *,
+    carried: Carried | None = None,
 ) -> None:
     """Put a checkpoint in the place of the last one; a whole one is there at any moment.
 
@@ -77,6 +81,8 @@ def write_checkpoint(
         new.mkdir()
         save_file({name: t.contiguous() for name, t in weights.items()}, new / "model.safetensors")
         save_file(dict(moments), new / "optimizer.safetensors")
+        if carried is not None:
+            carried.write(new)
         run = {"format": FORMAT, "standing": asdict(standing), "identity": identity}
         (new / "run.json").write_text(json.dumps(run, indent=2), encoding="utf-8")
 

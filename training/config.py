@@ -17,6 +17,7 @@ OBJECTIVES = {
 }
 PRECISIONS = ("auto", "fp32", "bf16")
 TRAINED = ("all", "head")
+LONG = ("cut", "carry", "whole")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,13 @@ class TrainingConfig:
         minutes: wall-clock minutes, validation included.
         batch_tokens: most tokens of one packed batch; a longer sequence gets a batch of its own.
         accumulation: packed batches per optimiser step.
-        max_length: longer sequences are cut into consecutive pieces of at most so many tokens, each a sequence of its
-            own; None keeps them whole.
+        max_length: longer sequences are read in consecutive pieces of at most so many tokens; None keeps them whole.
+        long: how the pieces of one sequence hang together. "cut": not at all, each is a sequence of its own. "carry":
+            step after step, the state carried from one to the next, and the gradient no further back than a piece
+            (truncated back-propagation); a batch is ``batch_tokens // max_length`` lanes, each of which reads the next
+            ``max_length`` tokens of its sequences. "whole": in one step, with the exact gradient, of which one piece
+            at a time is in memory (``training/long.py``); batches are as without ``max_length``. Both of these are for
+            causal backbones; positions go on, and every next token is asked for, those behind a cut too.
         trained: "all", or "head": the backbone is frozen. Whatever is frozen already (``models.add_adapter``) stays so.
         learning_rate: highest learning rate of AdamW.
         layer_decay: factor on the learning rate from each block to the one below it: the head and the norm before it
@@ -65,6 +71,7 @@ class TrainingConfig:
     batch_tokens: int = 8192
     accumulation: int = 1
     max_length: int | None = None
+    long: str = "cut"
     trained: str = "all"
     learning_rate: float = 1e-3
     layer_decay: float | int = 1.0
@@ -90,7 +97,10 @@ class TrainingConfig:
             raise ConfigError(
                 f"Exactly one of steps, epochs and minutes ends a run; given: {', '.join(limits) or 'none'}."
             )
-        for name, allowed in (("objective", OBJECTIVES), ("precision", PRECISIONS), ("trained", TRAINED)):
+        for name, allowed in (
+            *(("objective", OBJECTIVES), ("precision", PRECISIONS), ("trained", TRAINED)),
+            ("long", LONG),
+        ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}.")
         for name in (
@@ -102,6 +112,8 @@ class TrainingConfig:
                 raise ConfigError(f"{name} must be positive, not {value}.")
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError("max_length must be at least 2: a piece of one token teaches nothing.")
+        if self.long != "cut":
+            self._check_long(self.max_length)
         for name in ("warmup", "floor", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}.")
@@ -111,3 +123,19 @@ class TrainingConfig:
             raise ConfigError(f"mask_share lies between 0 and 1, not {self.mask_share}.")
         if self.weight_decay < 0 or self.clip < 0:
             raise ConfigError("weight_decay and clip cannot be negative.")
+
+    def _check_long(self, tokens: int | None) -> None:
+        if tokens is None:
+            raise ConfigError(f'long="{self.long}" needs max_length, the tokens of a piece.')
+        if OBJECTIVES[self.objective] != "causal":
+            raise ConfigError(f'long="{self.long}" is for causal objectives, and the objective is {self.objective!r}.')
+        if self.long == "carry" and self.objective != "causal":
+            raise ConfigError(
+                f'long="carry" reads tokens in their order, and the objective {self.objective!r} moves them. '
+                'Use long="whole" or "cut".'
+            )
+        if self.long == "carry" and self.batch_tokens < tokens:
+            raise ConfigError(
+                f'long="carry" reads max_length tokens of each lane at a step, and batch_tokens = {self.batch_tokens} '
+                f"is less than one lane of {tokens}. Raise batch_tokens or lower max_length."
+            )

@@ -13,7 +13,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import ConfigError, InputError
 from ..sequences import PackedBatch, TokenStore
@@ -88,9 +90,18 @@ class Cut:
     def __getitem__(self, index: int) -> NDArray[np.integer]:
         if self._first is None:
             return np.asarray(self._sequences[index])
-        owner = int(np.searchsorted(self._first, index, side="right")) - 1
-        start = (index - int(self._first[owner])) * self._cut
-        return np.asarray(self._sequences[owner])[start : start + int(self.lengths[index])]
+        return self.part(index, 0, int(self.lengths[index]))
+
+    def part(self, index: int, start: int, stop: int) -> NDArray[np.integer]:
+        """Tokens ``start:stop`` of a piece; no other is read from a store."""
+        owner = index
+        if self._first is not None:
+            owner = int(np.searchsorted(self._first, index, side="right")) - 1
+            before = (index - int(self._first[owner])) * self._cut
+            start, stop = before + start, before + stop
+        if isinstance(self._sequences, TokenStore):
+            return self._sequences.part(owner, start, stop)
+        return np.asarray(self._sequences[owner][start:stop])
 
 
 class Pieces:
@@ -117,10 +128,20 @@ class Pieces:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> NDArray[np.integer]:
+        source, inside = self._source(index)
+        return source[inside]
+
+    def part(self, index: int, start: int, stop: int) -> NDArray[np.integer]:
+        """Tokens ``start:stop`` of a piece; no other is read from a store."""
+        source, inside = self._source(index)
+        return source.part(inside, start, stop)
+
+    def _source(self, index: int) -> tuple[Cut, int]:
+        """The source of a piece, and its number there."""
         if len(self._parts) == 1:
-            return self._parts[0][index]
+            return self._parts[0], index
         part = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[part][index - (int(self._ends[part]) - len(self._parts[part]))]
+        return self._parts[part], index - (int(self._ends[part]) - len(self._parts[part]))
 
     def order(self, *, seed: int, epoch: int) -> Order:
         """The pieces of one epoch, in the order in which they are read."""
@@ -145,12 +166,7 @@ class Pieces:
             InputError: a token id is not in the vocabulary.
         """
         batch = PackedBatch.from_sequences([self[int(i)] for i in indices])
-        low, high = (int(bound) for bound in torch.aminmax(batch.tokens))
-        if low < 0 or high >= vocabulary_size:
-            raise InputError(
-                f"Token id {low if low < 0 else high} is not in the model's vocabulary of {vocabulary_size}.",
-                hint="The sequences were made by another tokenizer; tokenize the input again.",
-            )
+        check_tokens(batch.tokens, vocabulary_size)
         return batch
 
     def fingerprint(self) -> str:
@@ -163,6 +179,20 @@ class Pieces:
         if self._counts is not None:
             digest.update(np.array(self._counts, np.int64).tobytes())
         return digest.hexdigest()[:16]
+
+
+def check_tokens(tokens: Int[Tensor, " tokens"], vocabulary_size: int) -> None:
+    """Raise for a token id that a vocabulary does not have.
+
+    Raises:
+        InputError: there is one.
+    """
+    low, high = (int(bound) for bound in torch.aminmax(tokens))
+    if low < 0 or high >= vocabulary_size:
+        raise InputError(
+            f"Token id {low if low < 0 else high} is not in the model's vocabulary of {vocabulary_size}.",
+            hint="The sequences were made by another tokenizer; tokenize the input again.",
+        )
 
 
 def _epoch_counts(parts: Sequence[Cut], weights: Sequence[float | int]) -> list[int]:

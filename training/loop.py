@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -23,7 +24,8 @@ from ..backbones import TransformerConfig, config_to_dict
 from ..errors import ConfigError, ProcessiveError
 from ..kernels import keep_freed_memory
 from ..models import LanguageModel, ModelCard, adapter_settings, fingerprint, save_adapter, used_adapter
-from ..sequences import check_writable, tokenizer_to_dict
+from ..sequences import PackedBatch, check_writable, tokenizer_to_dict
+from .carried import Carried, check_carried
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import (
     Standing,
@@ -37,6 +39,8 @@ from .checkpoint import (
 from .config import OBJECTIVES, TrainingConfig
 from .data import Mixture, Order, Pieces, Sequences
 from .engines import Engine, EngineConfig, barrier, make_engine, prepare
+from .lanes import Lanes, Spans
+from .long import check_causal
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
 from .objectives import Objective
@@ -61,18 +65,46 @@ class Step(NamedTuple):
     epoch: int
     position: int
     of: int
-    batches: Sequence[Order]
+    batches: Sequence[Order | Spans]
 
 
 def plan(pieces: Pieces, config: TrainingConfig, standing: Standing) -> Iterator[Step]:
     """Yield the steps that come after ``standing``, without end."""
-    position = standing.position
+    position, each = standing.position, config.accumulation
     for epoch in itertools.count(standing.epoch):
-        batches = pieces.batches(batch_tokens=config.batch_tokens, seed=config.seed, epoch=epoch)
-        of = -(-len(batches) // config.accumulation)
-        for number in range(position, of):
-            yield Step(epoch, number, of, batches[number * config.accumulation : (number + 1) * config.accumulation])
+        if config.long == "carry":
+            assert config.max_length is not None
+            lanes = Lanes(
+                pieces.lengths,
+                pieces.order(seed=config.seed, epoch=epoch),
+                tokens=config.max_length,
+                lanes=config.batch_tokens // config.max_length,
+                batches=each,
+            )
+            for number in range(position, len(lanes)):
+                yield Step(epoch, number, len(lanes), lanes[number])
+        else:
+            batches = pieces.batches(batch_tokens=config.batch_tokens, seed=config.seed, epoch=epoch)
+            of = -(-len(batches) // each)
+            for number in range(position, of):
+                yield Step(epoch, number, of, batches[number * each : (number + 1) * each])
         position = 0
+
+
+def read_batch(pieces: Pieces, chosen: Order | Spans, *, vocabulary_size: int) -> PackedBatch:
+    """Read the pieces, or the spans of lanes, of one batch.
+
+    Raises:
+        InputError: a token id is not in the vocabulary.
+    """
+    if isinstance(chosen, Spans):
+        return chosen.batch(pieces, vocabulary_size=vocabulary_size)
+    return pieces.batch(chosen, vocabulary_size=vocabulary_size)
+
+
+def count_tokens(pieces: Pieces, chosen: Order | Spans) -> int:
+    """Tokens of one batch, those that stand in two of them because a sequence is cut there once."""
+    return chosen.tokens if isinstance(chosen, Spans) else int(pieces.lengths[chosen].sum(dtype=np.int64))
 
 
 def share_done(config: TrainingConfig, standing: Standing, step: Step) -> float:
@@ -141,8 +173,11 @@ def train(
         direction = "prefix"
     if OBJECTIVES[config.objective] != direction:
         raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
-    pieces = Pieces(sequences, max_length=config.max_length)
-    held_out = None if validation is None else Pieces(validation, max_length=config.max_length)
+    if config.long != "cut":
+        (check_carried if config.long == "carry" else check_causal)(model)
+    longest = config.max_length if config.long == "cut" else None
+    pieces = Pieces(sequences, max_length=longest)
+    held_out = None if validation is None else Pieces(validation, max_length=longest)
     if used_adapter(model) is not None:
         _refuse_more_than_adapter(model, config)
     settings = engine or EngineConfig()
@@ -205,7 +240,8 @@ def _train(
         model.train()
         model.backbone.gradient_checkpointing = config.gradient_checkpointing
         with torch.random.fork_rng(devices), _stop_asked() as stop_asked, _bar(progress and rank == 0) as bar:
-            engine = make_engine(model, config, settings, example=_example(model, pieces, config))
+            carried = Carried.read(find_checkpoint(out), model)
+            engine = make_engine(model, config, settings, example=_example(model, pieces, config), carried=carried)
             engine.load_optimizer(moments)
             metrics = _run(
                 engine,
@@ -328,8 +364,8 @@ def _run(
         if interrupted:
             break
         batches = [
-            (number, pieces.batch(indices, vocabulary_size=len(engine.model.vocabulary)), counted)
-            for number, indices, counted in engine.share(step.batches)
+            (number, read_batch(pieces, chosen, vocabulary_size=len(engine.model.vocabulary)), counted)
+            for number, chosen, counted in engine.share(step.batches)
         ]
         rate = config.learning_rate * warmup_cosine(done, warmup=config.warmup, floor=config.floor)
         engine.set_learning_rate(rate)
@@ -337,7 +373,7 @@ def _run(
         ends_epoch = step.position + 1 == step.of
         standing.step += 1
         standing.epoch, standing.position = (step.epoch + 1, 0) if ends_epoch else (step.epoch, step.position + 1)
-        standing.tokens += sum(int(pieces.lengths[indices].sum()) for indices in step.batches)
+        standing.tokens += sum(count_tokens(pieces, chosen) for chosen in step.batches)
         standing.seconds = time.monotonic() - began
         bar.update(done - bar.n)
         if config.snapshot_every is not None and standing.step % config.snapshot_every == 0:
@@ -381,7 +417,7 @@ def _save(engine: Engine, out: Path, standing: Standing, identity: dict[str, Any
     """Write a checkpoint: all processes give their parts, the first one writes."""
     weights, moments = engine.tensors(), engine.optimizer_tensors()
     if engine.rank == 0:
-        write_checkpoint(out, weights, moments, standing, identity)
+        write_checkpoint(out, weights, moments, standing, identity, carried=engine.carried)
 
 
 class _Window:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..models import LanguageModel
 from ..sequences import PackedBatch, pack
+from .carried import Carried, backward_carried
 from .config import TrainingConfig
 from .data import Pieces, seed_of
+from .long import backward_in_pieces, seed_draws
 from .objectives import Objective, causal, fill_in, glm, masked, span_masked, swapped
 
 if TYPE_CHECKING:
@@ -68,6 +71,29 @@ def loss_sum(model: LanguageModel, objective: Objective) -> Float[Tensor, ""]:
     return (losses * objective.weights[counted].to(device)).sum()
 
 
+def backward(
+    model: LanguageModel,
+    objective: Objective,
+    config: TrainingConfig,
+    carried: Carried | None,
+    *,
+    total: float,
+    precision: str,
+) -> Float[Tensor, ""]:
+    """Add the gradient of the loss, divided by ``total``, to that of the parameters; return it without a graph."""
+    cast = partial(autocast, precision, model.device)
+    if config.long == "carry":
+        assert carried is not None
+        return backward_carried(model, objective, carried, total=total, cast=cast)
+    if config.long == "whole":
+        assert config.max_length is not None
+        return backward_in_pieces(model, objective, tokens=config.max_length, total=total, cast=cast)
+    with cast():
+        loss = loss_sum(model, objective) / total
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
 def gradient_step(
     model: LanguageModel,
     optimizer: torch.optim.Optimizer,
@@ -76,8 +102,11 @@ def gradient_step(
     *,
     step: int,
     precision: str,
+    carried: Carried | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Take step number ``step`` on ``batches``; return the mean loss per counted token and the gradient norm.
+
+    With ``long="carry"`` the batches go on from the states in ``carried``, and leave theirs there.
 
     The loss is divided by the weight of all batches together, so that several small ones equal one big one.
     """
@@ -86,11 +115,10 @@ def gradient_step(
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=model.device)
     for n, objective in enumerate(objectives):
-        torch.manual_seed(seed_of(config.seed, DROPOUT, step, n))
-        with autocast(precision, model.device):
-            part = loss_sum(model, objective) / total
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.detach()
+        seed_draws(seed_of(config.seed, DROPOUT, step, n), model.device)
+        loss += backward(model, objective, config, carried, total=total, precision=precision)
+    if carried is not None:
+        carried.end_step()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or float("inf"))
     optimizer.step()
     return loss, norm

@@ -27,8 +27,10 @@ from processive.training.engines.processes import environments
 from safetensors.torch import load_file
 
 STEPS = 8
-ENGINE = EngineConfig(sys.argv[3], zero_stage=int(sys.argv[4])) if len(sys.argv) > 3 else EngineConfig()
+LONG = sys.argv[3]
+ENGINE = EngineConfig(sys.argv[4], zero_stage=int(sys.argv[5])) if len(sys.argv) > 4 else EngineConfig()
 PROCESSES = 1 if ENGINE.name == "plain" else 2
+SETTINGS = {"cut": {"batch_tokens": 60}, "carry": {"long": "carry", "max_length": 4, "batch_tokens": 12}}
 
 
 def run(out: Path, *, resume: bool) -> None:
@@ -38,7 +40,7 @@ def run(out: Path, *, resume: bool) -> None:
     torch.manual_seed(0)
     config = XLSTMConfig(len(tokenizer.vocabulary), 16, 1, heads=2, dropout=0.2)
     model = LanguageModel(tokenizer, config)
-    settings = TrainingConfig(steps=STEPS, batch_tokens=60, accumulation=2, log_every=1, checkpoint_every=2)
+    settings = TrainingConfig(steps=STEPS, accumulation=2, log_every=1, checkpoint_every=2, **SETTINGS[LONG])
     data = [tokenizer.encode(word) for word in words]
     train(model, data, settings, out=out, resume=resume, progress=False, engine=ENGINE)
 
@@ -139,6 +141,7 @@ def main(folder: Path, kills: int) -> None:
         if found is not None:  # a whole one, whatever was under way
             load_file(found / "model.safetensors")
             load_file(found / "optimizer.safetensors")
+            assert (found / "state.safetensors").is_file() == (LONG == "carry")
         else:  # the metrics file is put in place first, then the first checkpoint
             assert done[: moment - 1].count("replace") < 2, f"no checkpoint after {done[: moment - 1]}"
         status, _ = in_child(out, resume=True)

@@ -12,9 +12,10 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are made by fork")
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+@pytest.mark.parametrize("long", ["cut", "carry"])
+def test_killed_and_resumed_equals_uninterrupted(long, tmp_path):
     script = Path(__file__).with_name("killed.py")
-    done = subprocess.run([sys.executable, script, tmp_path, "11"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, script, tmp_path, "11", long], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "save_file" in done.stdout and "rename" in done.stdout  # the moments of writing were among them
     assert int(done.stdout.split()[0]) >= 20
@@ -26,7 +27,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 @pytest.mark.parametrize("stage", ["1", "3"])
 def test_killed_and_resumed_under_deepspeed(tmp_path, stage):
     script = Path(__file__).with_name("killed.py")
-    command = [sys.executable, script, tmp_path, "1", "deepspeed", stage]  # 20 moments: 11 in place of 1
+    command = [sys.executable, script, tmp_path, "1", "cut", "deepspeed", stage]  # 20 moments: 11 in place of 1
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "save_file" in done.stdout and "rename" in done.stdout

@@ -80,8 +80,8 @@ def test_a_mixture_resumes_in_the_middle(make_model, sequences, tmp_path):
 
     written = checkpoint.write_checkpoint
 
-    def stopping(*arguments):
-        written(*arguments)
+    def stopping(*arguments, **named):
+        written(*arguments, **named)
         raise Stop
 
     loop.write_checkpoint = stopping

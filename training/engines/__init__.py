@@ -6,6 +6,7 @@ import torch
 
 from ...errors import ConfigError
 from ...models import LanguageModel
+from ..carried import Carried
 from ..config import TrainingConfig
 from ..objectives import Objective
 from . import processes
@@ -35,6 +36,11 @@ def prepare(settings: EngineConfig, config: TrainingConfig, device: torch.device
 
 def check_share(settings: EngineConfig, config: TrainingConfig, world_size: int) -> None:
     """Raise ``ConfigError`` if so many processes cannot train together."""
+    if settings.name != "plain" and config.long != "cut":
+        raise ConfigError(
+            f'long="{config.long}" is the plain engine\'s; under DeepSpeed long sequences are read whole, with '
+            "gradient_checkpointing and engine.sequence_processes, or cut."
+        )
     if settings.name == "plain" and world_size > 1:
         raise ConfigError(
             f"There are {world_size} processes, and the plain engine trains in one. Use the engine deepspeed "
@@ -61,14 +67,16 @@ def barrier(settings: EngineConfig) -> None:
         torch.distributed.barrier()
 
 
-def make_engine(model: LanguageModel, config: TrainingConfig, settings: EngineConfig, *, example: Objective) -> Engine:
+def make_engine(
+    model: LanguageModel, config: TrainingConfig, settings: EngineConfig, *, example: Objective, carried: Carried
+) -> Engine:
     """Return the engine that ``settings`` name, after ``prepare``; ``example`` is an objective as the run's own are.
 
     Raises:
         ConfigError: nothing is trained, or the device has no bfloat16 and it is asked for.
     """
     if settings.name == "plain":
-        return PlainEngine(model, config)
+        return PlainEngine(model, config, carried)
     from .deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(model, config, settings, example=example)

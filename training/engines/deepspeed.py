@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError, InputError, needs
 from ...models import LanguageModel
 from ...sequences import PackedBatch
+from ..carried import Carried
 from ..checkpoint import model_tensors
 from ..config import TrainingConfig
 from ..data import Batch, even_share, seed_of
@@ -67,7 +68,7 @@ class _Losses(nn.Module):
 
     def __init__(self, model: LanguageModel, precision: str) -> None:
         super().__init__()
-        self.model, self.precision = model, precision
+        self.model, self.carried, self.precision = model, Carried(), precision
 
     def forward(self, objective: Objective) -> Float[Tensor, ""]:
         """As ``Engine.loss_sum``."""

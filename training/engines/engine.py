@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...models import LanguageModel
 from ...sequences import PackedBatch
+from ..carried import Carried
 from ..data import Batch
 from ..objectives import Objective
 
@@ -59,6 +60,7 @@ class Engine(Protocol):
         world_size: how many processes there are.
         model: the model; with DeepSpeed it has its weights back after ``close``.
         module: what is trained, for its ``train`` and ``eval``.
+        carried: the states of the sequences that the next step goes on with.
         precision: "fp32", or "bf16": autocast. Weights, moments and what is sent are float32 either way.
     """
 
@@ -66,6 +68,7 @@ class Engine(Protocol):
     world_size: int
     model: LanguageModel
     module: nn.Module
+    carried: Carried
     precision: str
 
     def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:

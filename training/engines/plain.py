@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ...models import LanguageModel
 from ...sequences import PackedBatch
+from ..carried import Carried
 from ..checkpoint import model_tensors
 from ..config import TrainingConfig
 from ..data import Batch, even_share
+from ..long import loss_in_pieces
 from ..objectives import Objective
 from ..optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from ..step import autocast, chosen_precision, gradient_step, loss_sum
@@ -22,8 +25,8 @@ class PlainEngine:
 
     rank, world_size = 0, 1
 
-    def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
-        self.model = self.module = model
+    def __init__(self, model: LanguageModel, config: TrainingConfig, carried: Carried) -> None:
+        self.model, self.module, self.carried = model, model, carried
         self.precision = chosen_precision(config.precision, model.device)
         self._config, self._optimizer = config, make_optimizer(model, config)
 
@@ -37,6 +40,10 @@ class PlainEngine:
 
     def loss_sum(self, objective: Objective) -> Float[Tensor, ""]:
         """As ``Engine.loss_sum``."""
+        tokens = self._config.max_length
+        if self._config.long != "cut" and tokens is not None:
+            cast = partial(autocast, self.precision, self.model.device)
+            return loss_in_pieces(self.model, objective, tokens=tokens, cast=cast)
         with autocast(self.precision, self.model.device):
             return loss_sum(self.model, objective)
 
@@ -45,7 +52,8 @@ class PlainEngine:
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """As ``Engine.gradient_step``."""
         packed = [batch for _, batch, _ in batches]
-        return gradient_step(self.model, self._optimizer, packed, self._config, step=step, precision=self.precision)
+        given = self.model, self._optimizer, packed, self._config
+        return gradient_step(*given, step=step, precision=self.precision, carried=self.carried)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """As ``Engine.set_learning_rate``."""
