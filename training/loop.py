@@ -34,13 +34,13 @@ from .checkpoint import (
     write_checkpoint,
     write_snapshot,
 )
-from .config import OBJECTIVES, TrainingConfig
+from .config import OBJECTIVES, WITH_SPANS, TrainingConfig
 from .data import Mixture, Order, Pieces, Sequences
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
 from .optimizer import make_optimizer, set_learning_rate
 from .record import begin_record, finish_record
-from .schedule import warmup_cosine
+from .schedule import SCHEDULES
 from .step import chosen_precision, gradient_step, validation_loss
 
 CHECKPOINT_SECONDS = 300
@@ -133,6 +133,8 @@ def train(
         raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
     pieces = Pieces(sequences, max_length=config.max_length)
     held_out = None if validation is None else Pieces(validation, max_length=config.max_length)
+    if config.objective in WITH_SPANS and not all(p.has_spans for p in (pieces, held_out) if p is not None):
+        raise ConfigError(f"The objective {config.objective!r} needs data with spans (--spans FILE, or instructions).")
     if used_adapter(model) is not None:
         _refuse_more_than_adapter(model, config)
     with _only(config.trained, model):
@@ -275,7 +277,7 @@ def _run(
         if interrupted:
             break
         batches = [pieces.batch(indices, vocabulary_size=len(model.vocabulary)) for indices in step.batches]
-        rate = config.learning_rate * warmup_cosine(done, warmup=config.warmup, floor=config.floor)
+        rate = config.learning_rate * SCHEDULES[config.schedule](done, warmup=config.warmup, floor=config.floor)
         set_learning_rate(optimizer, rate)
         window.add(*gradient_step(model, optimizer, batches, config, step=standing.step, precision=precision), rate)
         ends_epoch = step.position + 1 == step.of

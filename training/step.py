@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models import LanguageModel
-from ..sequences import PackedBatch, pack
+from ..sequences import PackedBatch, pack, spans_in
 from .config import TrainingConfig
 from .data import Pieces, seed_of
-from .objectives import Objective, causal, fill_in, glm, masked, span_masked, swapped
+from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, span_masked, swapped
 
 MASKS, DROPOUT, VALIDATION = 1, 2, 3  # streams of random numbers
 WITH_SHARE = {"masked": masked, "span-masked": span_masked, "swapped": swapped, "glm": glm}
@@ -47,6 +47,11 @@ def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingCon
     """Apply the objective that ``config`` names, on the CPU, with random numbers that are a function of ``seed``."""
     generator = torch.Generator().manual_seed(seed_of(config.seed, *seed))
     given = batch, model.vocabulary, generator
+    if config.objective == "answer":
+        return answer(*given, spans_in(batch))
+    if config.objective == "entity-masked":
+        settings = {"share": config.mask_share, "entity_share": config.entity_share}
+        return entity_masked(*given, spans_in(batch), **settings, mode=config.entity_mode)
     if config.objective in WITH_SHARE:
         return WITH_SHARE[config.objective](*given, share=config.mask_share)
     return fill_in(*given) if config.objective == "fill-in" else causal(*given)
