@@ -50,8 +50,8 @@ def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingCon
     if config.objective == "answer":
         return answer(*given, spans_in(batch))
     if config.objective == "entity-masked":
-        settings = {"share": config.mask_share, "entity_share": config.entity_share}
-        return entity_masked(*given, spans_in(batch), **settings, mode=config.entity_mode)
+        share, entity_share, mode = config.mask_share, config.entity_share, config.entity_mode
+        return entity_masked(*given, spans_in(batch), share=share, entity_share=entity_share, mode=mode)
     if config.objective in WITH_SHARE:
         return WITH_SHARE[config.objective](*given, share=config.mask_share)
     return fill_in(*given) if config.objective == "fill-in" else causal(*given)
