@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import backbones, bio, cells, chem, errors, graphs, inference, kernels, models, sequences, training
+    from . import backbones, bio, cells, chem, errors, graphs, inference, kernels, models, sequences, text, training
     from .face import Model, load
 
     __version__: str
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "models",
     "sequences",
+    "text",
     "training",
 ]
 

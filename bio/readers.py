@@ -9,8 +9,22 @@ from pathlib import Path, PurePath
 from typing import get_args
 
 from ..errors import ConfigError, InputError, ShapeError
-from ..sequences import Encoded, Record, Records, Tokenizer, encode_records, read_blocks, read_lines, replacing
+from ..sequences import (
+    Encoded,
+    Record,
+    Records,
+    Sequenced,
+    Tokenizer,
+    encode_records,
+    read_blocks,
+    read_lines,
+    replacing,
+    token_lengths,
+    token_spans,
+)
+from .frames import check_frames_alone, encode_frames
 from .sequence import Alphabet, find_problem, guess_alphabet
+from .spans import SpanTable
 
 ONE_PER_LINE = (".txt", ".seq")
 COMMENT = ";"  # of the first FASTA programs, before a record or within one
@@ -56,6 +70,8 @@ class SequenceChunk:
 
     text: str
     fasta: bool = True
+    spans: SpanTable | None = None
+    frames: int | None = None
 
     def records(self, tokenizer: Tokenizer) -> Iterator[Record]:
         """The records, numbered from 1, as ``read`` gives them."""
@@ -75,23 +91,43 @@ class SequenceChunk:
             yield Record(sequence, _name(f">{header}"), number, problem)
 
     def encode(self, tokenizer: Tokenizer) -> Encoded:
-        """Token ids of the records."""
-        return encode_records(self.records(tokenizer), tokenizer)
+        """Token ids of the records, in frames or with their spans if that was asked for."""
+        spans, frames = self.spans, self.frames
+        lengths = token_lengths(tokenizer.vocabulary)
+
+        def with_spans(record: Record) -> Iterator[Sequenced]:
+            ids = tokenizer.encode(record.text)
+            yield ids, token_spans([] if spans is None else spans.get(record.name, []), ids, lengths)
+
+        def in_frames(record: Record) -> Iterator[Sequenced]:
+            assert frames is not None
+            return ((ids, None) for ids in encode_frames(record, tokenizer, frames))
+
+        encode = in_frames if frames is not None else with_spans if spans is not None else None
+        return encode_records(self.records(tokenizer), tokenizer, encode=encode)
 
 
-def chunks(path: str | Path, tokenizer: Tokenizer) -> Iterator[SequenceChunk]:
+def chunks(
+    path: str | Path, tokenizer: Tokenizer, *, spans: SpanTable | None = None, frames: int | None = None
+) -> Iterator[SequenceChunk]:
     """Yield a file that ``read`` reads in parts of some million letters, or of one record where that is longer.
+
+    ``spans`` and ``frames`` are those of ``tokenize``.
 
     Raises:
         InputError: as ``read``.
+        ConfigError: spans and frames are both given.
     """
+    if frames is not None:
+        check_frames_alone(spans)
     path = Path(path)
     first = next(_lines(path), None)
     if first is None:
         raise InputError("The file holds no sequence.", path=path)
     with_headers = _has_headers(path, *first)
     for number, text in enumerate(read_blocks(path, before=">" if with_headers else "")):
-        chunk = SequenceChunk(text, with_headers)
+        within = None if spans is None else {name: spans[name] for name in _names(text) if name in spans}
+        chunk = SequenceChunk(text, with_headers, within, frames)
         if number == 0 and getattr(tokenizer, "alphabet", None) == "protein":
             texts = [record.text for record in chunk.records(tokenizer) if record.problem is None]
             if texts and guess_alphabet(texts) == "dna":
@@ -180,6 +216,11 @@ def _records(header: str, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[st
 
 def _name(header: str) -> str:
     return (header[1:].split(maxsplit=1) or [""])[0]
+
+
+def _names(text: str) -> list[str]:
+    """Names of the records of a part of a FASTA file."""
+    return [_name(line) for line in text.split("\n") if line.startswith(">")]
 
 
 def _joined(pieces: list[str]) -> str:

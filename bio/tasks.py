@@ -11,8 +11,10 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
-from ..sequences import Record, Tokenizer, tokenizer_from_dict
+from ..sequences import Record, Spanned, Tokenizer, token_lengths, token_spans, tokenizer_from_dict
+from .frames import check_frames_alone, encode_frames
 from .sequence import guess_alphabet
+from .spans import SpanTable, spans_by_record
 from .strands import Texts, complement_of, over_both_strands, over_both_strands_by_token
 
 if TYPE_CHECKING:
@@ -32,13 +34,38 @@ def make_tokenizer(settings: Mapping[str, Any], records: Sequence[Record] = ()) 
     return _of_this_domain(tokenizer_from_dict(settings))
 
 
-def tokenize(records: Sequence[Record], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
+def tokenize(
+    records: Sequence[Record], tokenizer: Tokenizer, *, spans: SpanTable | None = None, frames: int | None = None
+) -> list[NDArray[np.int32]] | Spanned:
     """Token ids of every usable record; those with a problem are left out.
 
+    Args:
+        records: what ``read`` gave.
+        tokenizer: of DNA or proteins.
+        spans: spans of residues or bases by the names of records, see ``read_spans``; the sequences then know them.
+        frames: of DNA in k-mers: the sequences of so many frames, one after the other, see ``frames.in_frames``.
+
     Raises:
-        InputError: the tokenizer refuses a record, with its number, name and position.
+        InputError: the tokenizer refuses a record, with its number, name and position; or spans are of no record, or
+            end beyond theirs.
+        ConfigError: spans and frames are both given, or the tokenizer has no frames.
     """
-    return [_encode(tokenizer, record) for record in records if record.problem is None]
+    usable = [record for record in records if record.problem is None]
+    if frames is not None:
+        check_frames_alone(spans)
+        return [ids for record in usable for ids in encode_frames(record, tokenizer, frames)]
+    sequences = [_encode(tokenizer, record) for record in usable]
+    if spans is None:
+        return sequences
+    lengths = token_lengths(tokenizer.vocabulary)
+    of_each = spans_by_record(usable, spans)
+    return Spanned(
+        sequences,
+        [
+            token_spans(own, ids, lengths, what=f"Record {record.number} ({record.name})")
+            for record, ids, own in zip(usable, sequences, of_each, strict=True)
+        ],
+    )
 
 
 def embed(

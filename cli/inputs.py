@@ -15,17 +15,18 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from ..models import LanguageModel
     from ..sequences import Records, Tokenizer
+    from ..training import Recipe
 
 GIVEN: list[str] = []  # the command line, for a verb that starts it again in other processes
 
-DOMAINS = ("chem", "bio", "cells")
+DOMAINS = ("chem", "bio", "cells", "text")
 OnError = Literal["raise", "skip"]  # as in sequences, which would import torch before --help is shown
 
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Folder that `processive train` wrote, or hf://owner/name.")
 ]
 InputArgument = Annotated[
-    Path, typer.Argument(metavar="INPUT", help="SMILES or FASTA (plain, .gz or .zst), or .h5ad for cells.")
+    Path, typer.Argument(metavar="INPUT", help="SMILES, FASTA or text (plain, .gz or .zst), or .h5ad for cells.")
 ]
 OnErrorOption = Annotated[
     OnError,
@@ -102,3 +103,19 @@ def cell_columns(names: list[str], usable: list[bool]) -> dict[str, list[Any]]:
     """The same for cells."""
     status = ["ok" if fit else "The cell has no gene that the model knows." for fit in usable]
     return {"record": list(range(1, len(names) + 1)), "name": names, "status": status}
+
+
+def tokenize_options(plan: Recipe | None, spans: Path | None, domain: str | None = None) -> dict[str, Any]:
+    """What a domain's ``tokenize`` and ``chunks`` are told beside the tokenizer: settings of a recipe, and spans.
+
+    Raises:
+        ConfigError: the domain has no spans.
+        InputError: the file of spans cannot be read.
+    """
+    options = {} if plan is None else dict(plan.data)
+    if spans is None:
+        return options
+    domain = domain or (None if plan is None else plan.domain)
+    if domain != "bio":
+        raise ConfigError(f"--spans names bases and residues; {domain} has none.")
+    return {**options, "spans": domain_module(domain).read_spans(spans)}

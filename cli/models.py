@@ -121,8 +121,8 @@ def _language_model(recipe: Recipe, size: str) -> Description:
     from ..models.describe import of_backbone
     from .inputs import domain_module
 
-    tokenizer = None  # that of cells is made from the data
-    if recipe.domain != "cells":
+    tokenizer = None  # that of cells is made from the data, and that of a text model comes with its base
+    if recipe.domain != "cells" and not (recipe.domain == "text" and set(recipe.tokenizer) <= {"name"}):
         tokenizer = domain_module(recipe.domain).make_tokenizer(recipe.tokenizer, [])
     config = recipe.backbone_config(1 if tokenizer is None else len(tokenizer.vocabulary))
     described = of_backbone(config, recipe.head, tokenizer, name=recipe.name, format=f"recipe, size {size}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .inputs import OnErrorOption, domain_module
+from .inputs import OnErrorOption, domain_module, tokenize_options
 from .report import Stopped, say
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def tokenize(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT...", help="SMILES or FASTA (plain, .gz or .zst), or .h5ad for cells."),
+        typer.Argument(metavar="INPUT...", help="SMILES, FASTA or text (plain, .gz or .zst), or .h5ad for cells."),
     ],
     *,
     out: Annotated[Path, typer.Option(metavar="STORE", help="Folder of the store, written whole or not at all.")],
@@ -37,6 +37,9 @@ def tokenize(
     check_molecules: Annotated[
         bool, typer.Option("--check-molecules", help="Ask RDKit too whether a SMILES is a molecule; much slower.")
     ] = False,
+    spans: Annotated[
+        Path | None, typer.Option(help="Spans of DNA or proteins (BED, GFF, GenBank) to be stored with the sequences.")
+    ] = None,
     on_error: OnErrorOption = "raise",
 ) -> None:
     """Turn files larger than memory into a token store, which `train` takes in place of a file.
@@ -44,7 +47,7 @@ def tokenize(
     A record that cannot be used is left out with --on-error skip, and listed in STORE/unusable.tsv.
     """
     from ..sequences import check_file, tokenize_files
-    from ..training import describe_file
+    from ..training import describe_file, read_recipe
 
     paths = [check_file(path) for path in inputs]
     if len(set(paths)) < len(paths):
@@ -53,7 +56,14 @@ def tokenize(
     options: dict[str, Any] = {"sanitize": True} if check_molecules else {}
     if options and made.domain != "chem":
         raise ConfigError(f"--check-molecules is for SMILES; {made.name} reads {made.domain}.")
-    sources = {str(path): partial(domain.chunks, path, made, **options) for path in paths}
+    plan = None if recipe is None else read_recipe(recipe, size)
+    more = tokenize_options(plan, spans, made.domain)
+    sources = {str(path): partial(domain.chunks, path, made, **options, **more) for path in paths}
+    identity = {"inputs": [describe_file(path) for path in paths], "options": options}
+    if plan is not None and plan.data:
+        identity["data"] = dict(plan.data)
+    if spans is not None:
+        identity["span_file"] = describe_file(spans)
     try:
         store = tokenize_files(
             sources,
@@ -62,7 +72,7 @@ def tokenize(
             workers=workers or os.cpu_count() or 1,
             on_error=on_error,
             resume=resume,
-            identity={"inputs": [describe_file(path) for path in paths], "options": options},
+            identity=identity,
             progress=True,
         )
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from .inputs import (
     local_device,
     process_number,
     read_records,
+    tokenize_options,
 )
 from .report import Stopped
 
@@ -65,6 +66,10 @@ def train(
             help="Train on this too, with so many tokens for each one of INPUT: old=0.1 replays old data. Repeatable.",
         ),
     ] = None,
+    spans: Annotated[
+        Path | None,
+        typer.Option(help="Spans of DNA or proteins (BED, GFF, GenBank), which entity-masked training looks at first."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model; by default that of the folder.")] = None,
     engine: Annotated[
         Literal["plain", "deepspeed"] | None,
@@ -92,10 +97,10 @@ def train(
     if plan.predictor:
         from .train_property import train_property
 
-        if resume or validation or base or mix or not target:
+        if resume or validation or base or mix or spans or not target:
             raise ConfigError(
                 f"The recipe {plan.name} trains a property model: name the column with --target; it takes no --resume "
-                "(it trains in minutes), no --base, no --mix and no --validation (it splits INPUT by scaffold)."
+                "(it trains in minutes), no --base, --mix, --spans, and no --validation (it splits INPUT by scaffold)."
             )
         train_property(plan, data, target, out, seed=seed, on_error=on_error, device=device)
         return
@@ -109,6 +114,7 @@ def train(
         plan,
         data,
         mix=parse_mix(mix or []),
+        spans=spans,
         validation=validation,
         out=out,
         base=base,
@@ -176,6 +182,7 @@ def _train_language_model(
     data: Path,
     *,
     mix: Sequence[tuple[Path, float]],
+    spans: Path | None,
     validation: Path | None,
     out: Path,
     base: str | None,
@@ -194,13 +201,16 @@ def _train_language_model(
     started = None if base is None else load(base, device=device, dtype=torch.float32)
     if started is not None and started.tokenizer.domain != plan.domain:
         raise ConfigError(f"{base} reads {started.tokenizer.domain}, and the recipe {plan.name} is for {plan.domain}.")
+    options = tokenize_options(plan, spans)
     tokenizer, sequences, counts = _read_and_tokenize(
-        plan, data, on_error, None if started is None else started.tokenizer
+        plan, data, on_error, options, None if started is None else started.tokenizer
     )
     described = training.describe_file(data, **counts)
+    if spans is not None:
+        described["spans"] = training.describe_file(spans)
     mixed: Any = sequences
     if mix:
-        others = [_read_and_tokenize(plan, path, on_error, tokenizer)[1:] for path, _ in mix]
+        others = [_read_and_tokenize(plan, path, on_error, options, tokenizer)[1:] for path, _ in mix]
         mixed = training.Mixture((sequences, *(other for other, _ in others)), (1.0, *(weight for _, weight in mix)))
         described["mix"] = [
             {**training.describe_file(path, **counts), "weight": weight}
@@ -208,7 +218,7 @@ def _train_language_model(
         ]
     held_out = None
     if validation is not None:
-        _, held_out, counts = _read_and_tokenize(plan, validation, on_error, tokenizer)
+        _, held_out, counts = _read_and_tokenize(plan, validation, on_error, options, tokenizer)
         described["validation"] = training.describe_file(validation, **counts)
     recipe = plan.to_dict()
     if base is not None:
@@ -242,11 +252,13 @@ def _train_language_model(
 
 
 def _read_and_tokenize(
-    plan: Recipe, path: Path, on_error: OnError, tokenizer: Tokenizer | None = None
+    plan: Recipe, path: Path, on_error: OnError, options: Mapping[str, Any], tokenizer: Tokenizer | None = None
 ) -> tuple[Tokenizer, Sequence[NDArray[np.integer]], dict[str, int]]:
     """The tokenizer (made from this file if not given), its tokens, and counts for the model card."""
     domain = domain_module(plan.domain)
     if (path / "store.json").is_file():
+        if "spans" in options:
+            raise ConfigError(f"{path} is a token store, which has its own spans: give --spans to processive tokenize.")
         return _open_store(plan, path, tokenizer)
     if plan.domain == "cells":
         adata = domain.read(path)
@@ -255,8 +267,9 @@ def _read_and_tokenize(
         counts = {"cells": adata.n_obs, "unusable": sum(len(cell) == 0 for cell in sequences)}
     else:
         tokenizer = tokenizer or domain.make_tokenizer(plan.tokenizer, [])  # no tokenizer of text learns from it
-        records = read_records(path, tokenizer, on_error)
-        sequences = domain.tokenize(records, tokenizer)
+        # What is read in frames is cut to what the tokenizer takes, so it is not held against the tokenizer as a whole.
+        records = domain.read(path, "dna").checked(on_error) if plan.data else read_records(path, tokenizer, on_error)
+        sequences = domain.tokenize(records, tokenizer, **options)
         counts = {"records": len(records), "unusable": len(records.rejected)}
     return tokenizer, sequences, {**counts, "tokens": sum(map(len, sequences))}
 
@@ -278,6 +291,11 @@ def _open_store(plan: Recipe, path: Path, tokenizer: Tokenizer | None) -> tuple[
         asked = "the other data" if tokenizer is not None else f"the recipe {plan.name} at size {plan.size}"
         raise ConfigError(
             f"{path} was made by another tokenizer ({made.name}) than that of {asked}. Tokenize the input again."
+        )
+    if store.meta.get("data", {}) != plan.data:
+        raise ConfigError(
+            f"{path} was made with data settings {store.meta.get('data', {})}, and the recipe {plan.name} at size "
+            f"{plan.size} has {dict(plan.data)}. Tokenize the input again."
         )
     counts = list(store.meta.get("records", {}).values())
     described = {name: sum(count[name] for count in counts) for name in ("records", "unusable")} if counts else {}

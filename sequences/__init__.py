@@ -1,12 +1,13 @@
 """What a batch is: vocabulary, tokenizer protocol, packed batch, packing, text tokenizers, token stores, text files."""
 
 from .batch import PackedBatch, SequenceShare, share_batch
-from .chunks import Chunk, Encoded, RecordChunk, Unusable, encode_records, in_chunks
+from .chunks import Chunk, Encoded, RecordChunk, Sequenced, Unusable, encode_records, in_chunks
 from .files import check_file, check_writable, open_text, read_blocks, read_lines, replacing
 from .filling import move_spans_behind, span_masks
 from .ids import IdTokenizer
 from .packing import pack, unused_share
 from .records import OnError, Record, Records
+from .spans import Span, Spanned, SpannedBatch, cut_spans, has_spans, spans_in, token_lengths, token_spans
 from .store import TokenStore
 from .text import TextTokenizer
 from .tokenizer import Tokenizer, tokenizer_class, tokenizer_from_dict, tokenizer_to_dict
@@ -17,6 +18,7 @@ __all__ = [
     "Chunk",
     "Encoded",
     "RecordChunk",
+    "Sequenced",
     "Unusable",
     "encode_records",
     "in_chunks",
@@ -29,12 +31,17 @@ __all__ = [
     "Record",
     "Records",
     "SequenceShare",
+    "Span",
+    "Spanned",
+    "SpannedBatch",
     "TextTokenizer",
     "TokenStore",
     "Tokenizer",
     "Vocabulary",
     "check_file",
     "check_writable",
+    "cut_spans",
+    "has_spans",
     "move_spans_behind",
     "open_text",
     "pack",
@@ -42,6 +49,9 @@ __all__ = [
     "replacing",
     "share_batch",
     "span_masks",
+    "spans_in",
+    "token_lengths",
+    "token_spans",
     "tokenizer_class",
     "tokenizer_from_dict",
     "tokenizer_to_dict",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ class Encoded(NamedTuple):
         records: how many records the chunk holds.
         numbers: how many numbers they took: the next chunk's records count on from there.
         unusable: those that gave no sequence, numbered within the chunk.
+        spans: of each sequence, see ``sequences.spans``; None: sequences have none.
     """
 
     tokens: NDArray[np.integer]
@@ -38,6 +39,10 @@ class Encoded(NamedTuple):
     records: int
     numbers: int
     unusable: tuple[Unusable, ...]
+    spans: list[list[tuple[int, int]]] | None = None
+
+
+Sequenced: TypeAlias = tuple[NDArray[np.integer], list[tuple[int, int]] | None]  # one sequence and its spans
 
 
 @runtime_checkable
@@ -67,12 +72,15 @@ def encode_records(
     *,
     check: Callable[[str], object] | None = None,
     numbers: int | None = None,
+    encode: Callable[[Record], Iterable[Sequenced]] | None = None,
 ) -> Encoded:
     """Tokenize records; one that the tokenizer or ``check`` refuses is unusable.
 
-    ``numbers`` is that of ``Encoded``, by default one number for each record.
+    ``numbers`` is that of ``Encoded``, by default one number for each record. ``encode``, in place of the tokenizer's,
+    gives one or more sequences of a record, all of them with their spans or all without.
     """
     sequences: list[NDArray[np.integer]] = []
+    spans: list[list[tuple[int, int]] | None] = []
     unusable: list[Unusable] = []
     count = 0
     for record in records:
@@ -80,15 +88,19 @@ def encode_records(
         try:
             if record.problem is not None:
                 raise record.problem
-            ids = tokenizer.encode(record.text)
+            found = [(tokenizer.encode(record.text), None)] if encode is None else list(encode(record))
             if check is not None:
                 check(record.text)
-            sequences.append(ids)
+            for ids, own in found:
+                sequences.append(ids)
+                spans.append(own)
         except InputError as error:
             unusable.append(Unusable(record.number, record.name, str(_without_place(error))))
     tokens = np.concatenate(sequences) if sequences else np.zeros(0, np.int32)
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    return Encoded(tokens, lengths, count, count if numbers is None else numbers, tuple(unusable))
+    known = [own for own in spans if own is not None]
+    used = count if numbers is None else numbers
+    return Encoded(tokens, lengths, count, used, tuple(unusable), known if known and len(known) == len(spans) else None)
 
 
 def _without_place(error: InputError) -> InputError:

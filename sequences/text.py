@@ -44,7 +44,7 @@ class TextTokenizer:
     """
 
     name: ClassVar[str] = "text"
-    domain: ClassVar[str] = "sequences"
+    domain: ClassVar[str] = "text"
 
     def __init__(
         self,
@@ -210,6 +210,30 @@ class TextTokenizer:
         fast.post_processor = processors.BertProcessing(*((token, ids[token]) for token in ("[SEP]", "[CLS]")))
         fast.add_special_tokens([*BERT_ROLES.values(), *added])
         return cls._of(_Fast(json.loads(fast.to_str())), BERT_ROLES, begin=None, end=None)
+
+    @classmethod
+    def from_pieces(cls, pieces: Sequence[str] = ()) -> TextTokenizer:
+        """Make a tokenizer of single bytes, in which ``pieces`` are tokens of their own, between begin and end token.
+
+        It reads any text, and loses nothing of it; nothing is learned from data.
+
+        Raises:
+            ConfigError: a piece is empty or stands twice.
+            MissingExtra: tokenizers is not installed.
+        """
+        if not all(pieces) or len(set(pieces)) < len(pieces):
+            raise ConfigError(f"{cls.name}: pieces are texts, none empty and none twice.")
+        with needs(EXTRA):
+            from tokenizers import AddedToken, decoders, models, pre_tokenizers
+            from tokenizers import Tokenizer as Fast
+        roles = {"pad": "<pad>", "bos": "<s>", "eos": "</s>"}
+        tokens = [*roles.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        fast = Fast(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        fast.decoder = decoders.ByteLevel()
+        fast.add_special_tokens(list(roles.values()))
+        fast.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
+        return cls._of(_Fast(json.loads(fast.to_str())), roles, begin=True, end=True)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> TextTokenizer:

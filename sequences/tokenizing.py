@@ -40,6 +40,7 @@ class Progress:
         chunks: done, of all files together.
         sequences: written.
         tokens: written.
+        spans: written; None: sequences have none.
         unusable_bytes: length of the list of unusable records.
         files: of each file its records and how many of them are unusable.
     """
@@ -47,6 +48,7 @@ class Progress:
     chunks: int = 0
     sequences: int = 0
     tokens: int = 0
+    spans: int | None = None
     unusable_bytes: int = 0
     files: list[dict[str, int]] = field(default_factory=list)
 
@@ -134,8 +136,9 @@ def _fill(
     names = list(sources)
     del done.files[len(names) :]
     done.files += [{"records": 0, "unusable": 0, "numbers": 0} for _ in names[len(done.files) :]]
+    size = len(tokenizer.vocabulary)
     with (
-        StoreWriter(folder, len(tokenizer.vocabulary), sequences=done.sequences, tokens=done.tokens) as writer,
+        StoreWriter(folder, size, sequences=done.sequences, tokens=done.tokens, spans=done.spans) as writer,
         (folder / UNUSABLE).open("r+b" if done.chunks else "wb") as listed,
         tqdm(desc="tokenize", unit=" records", unit_scale=True, disable=not progress, mininterval=0.5) as bar,
     ):
@@ -145,7 +148,7 @@ def _fill(
         noted = time.monotonic()
         for encoded in map_in_order(partial(_encode, tokenizer=tokenizer), chunks, workers=workers):
             file = where.pop(0)
-            writer.append(encoded.tokens, encoded.lengths)
+            writer.append(encoded.tokens, encoded.lengths, encoded.spans)
             _count(done.files[file], encoded, names[file], listed, on_error)
             done.chunks += 1
             bar.update(encoded.records)
@@ -202,6 +205,7 @@ def _note(folder: Path, done: Progress, writer: StoreWriter, listed: IO[bytes], 
     listed.flush()
     os.fsync(listed.fileno())
     done.sequences, done.tokens, done.unusable_bytes = writer.sequences, writer.tokens, listed.tell()
+    done.spans = writer.spans
     with replacing(folder / NOTE) as new:
         new.write_text(json.dumps({"identity": known, "progress": asdict(done)}), encoding="utf-8")
 

@@ -22,6 +22,7 @@ ROOMS = (
     "kernels",
     "models",
     "sequences",
+    "text",
     "training",
 )
 NOT_PACKAGED = {"tests", "benchmarks", "tutorials", "examples", "build", "dist"}
@@ -71,7 +72,9 @@ def test_every_registered_tokenizer_loads_and_knows_its_name(setup_cfg: configpa
     assert sorted(f"{point.name} = {point.value}" for point in points) == sorted(listed)
     for point in points:
         tokenizer = point.load()
-        assert (tokenizer.name, tokenizer.domain) == (point.name, point.value.split(".")[1])
+        # A published tokenizer of text lives on the ground floor, where the formats of checkpoints find it.
+        domain = "text" if point.name == "text" else point.value.split(".")[1]
+        assert (tokenizer.name, tokenizer.domain) == (point.name, domain)
 
 
 @pytest.mark.parametrize("room", ["", *ROOMS])

@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from .schedule import SCHEDULES
 
 # What each objective needs the backbone to see.
 OBJECTIVES = {
     "causal": "causal",
+    "answer": "causal",
     "fill-in": "causal",
     "masked": "bidirectional",
     "span-masked": "bidirectional",
+    "entity-masked": "bidirectional",
     "swapped": "bidirectional",
     "glm": "prefix",
 }
+WITH_SPANS = ("answer", "entity-masked")  # they need sequences that know their spans
+ENTITY_MODES = ("one", "span")
 PRECISIONS = ("auto", "fp32", "bf16")
 TRAINED = ("all", "head")
 LONG = ("cut", "carry", "whole")
@@ -29,7 +34,8 @@ class TrainingConfig:
 
     Attributes:
         objective: "causal" (next token), "fill-in" (next token, spans moved behind), "masked", "span-masked", "swapped"
-            (other tokens in place of masks) or "glm" (masked tokens and blanks), see ``training.objectives``.
+            (other tokens in place of masks) or "glm" (masked tokens and blanks), see ``training.objectives``. Where the
+            sequences have spans also "answer" (next token, of the spans alone) and "entity-masked" (first the spans).
         steps: optimiser steps.
         epochs: passes over the data.
         minutes: wall-clock minutes, validation included.
@@ -47,6 +53,7 @@ class TrainingConfig:
         layer_decay: factor on the learning rate from each block to the one below it: the head and the norm before it
             have the whole one, the last block ``layer_decay`` times as much, the embedding
             ``layer_decay ** (depth + 1)`` times (Howard and Ruder 2018, section 3.2; Clark et al. 2020, appendix B).
+        schedule: how the learning rate falls after its warm-up: along a "cosine", or "linear".
         warmup: share of the run over which the learning rate rises from 0.
         floor: the learning rate at the end, as a share of the highest.
         weight_decay: decay of the weight matrices; norms and biases have none.
@@ -55,6 +62,8 @@ class TrainingConfig:
         beta2: decay of AdamW's second moment.
         clip: largest gradient norm; 0 does not clip.
         mask_share: share of the tokens that masked training predicts, and that the short blanks of "glm" hold.
+        entity_share: share of these that "entity-masked" takes in spans.
+        entity_mode: whether it takes "one" token of a span or the whole "span".
         precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU that has it, fp32 elsewhere.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         seed: of the data order, the masks and the dropout.
@@ -75,6 +84,7 @@ class TrainingConfig:
     trained: str = "all"
     learning_rate: float = 1e-3
     layer_decay: float | int = 1.0
+    schedule: str = "cosine"
     warmup: float | int = 0.05
     floor: float | int = 0.1
     weight_decay: float | int = 0.1
@@ -83,6 +93,8 @@ class TrainingConfig:
     beta2: float | int = 0.95
     clip: float | int = 1.0
     mask_share: float = 0.15
+    entity_share: float | int = 0.5
+    entity_mode: str = "one"
     precision: str = "auto"
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -98,8 +110,8 @@ class TrainingConfig:
                 f"Exactly one of steps, epochs and minutes ends a run; given: {', '.join(limits) or 'none'}."
             )
         for name, allowed in (
-            *(("objective", OBJECTIVES), ("precision", PRECISIONS), ("trained", TRAINED)),
-            ("long", LONG),
+            *(("objective", OBJECTIVES), ("precision", PRECISIONS), ("trained", TRAINED), ("long", LONG)),
+            *(("entity_mode", ENTITY_MODES), ("schedule", SCHEDULES)),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}.")
@@ -114,7 +126,7 @@ class TrainingConfig:
             raise ConfigError("max_length must be at least 2: a piece of one token teaches nothing.")
         if self.long != "cut":
             self._check_long(self.max_length)
-        for name in ("warmup", "floor", "beta1", "beta2"):
+        for name in ("warmup", "floor", "beta1", "beta2", "entity_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {getattr(self, name)}.")
         if not 0 < self.layer_decay <= 1:

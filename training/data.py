@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError, InputError
-from ..sequences import PackedBatch, TokenStore
+from ..sequences import PackedBatch, SpannedBatch, TokenStore, cut_spans, has_spans
 
 Sequences = Sequence[NDArray[np.integer]] | Sequence[Sequence[int]]
 Order = NDArray[np.integer]
@@ -56,6 +56,7 @@ class Cut:
 
     Attributes:
         lengths: length of each piece, [pieces].
+        has_spans: whether the sequences know their spans.
     """
 
     def __init__(self, sequences: Sequences, *, max_length: int | None) -> None:
@@ -72,6 +73,7 @@ class Cut:
         if not len(whole) or not whole.max():
             raise InputError("There is nothing to train on: no sequence holds a token.")
         self._sequences, self._cut = sequences, max_length or int(whole.max())
+        self.has_spans = has_spans(sequences)
         self.lengths = whole
         self._first: NDArray[np.int64] | None = None
         if whole.min() > 0 and whole.max() <= self._cut:
@@ -88,20 +90,27 @@ class Cut:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> NDArray[np.integer]:
-        if self._first is None:
-            return np.asarray(self._sequences[index])
         return self.part(index, 0, int(self.lengths[index]))
 
     def part(self, index: int, start: int, stop: int) -> NDArray[np.integer]:
         """Tokens ``start:stop`` of a piece; no other is read from a store."""
-        owner = index
-        if self._first is not None:
-            owner = int(np.searchsorted(self._first, index, side="right")) - 1
-            before = (index - int(self._first[owner])) * self._cut
-            start, stop = before + start, before + stop
+        owner, before = self._place(index)
         if isinstance(self._sequences, TokenStore):
-            return self._sequences.part(owner, start, stop)
-        return np.asarray(self._sequences[owner][start:stop])
+            return self._sequences.part(owner, before + start, before + stop)
+        return np.asarray(self._sequences[owner][before + start : before + stop])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The sequence that a piece is of, and where in it the piece begins."""
+        if self._first is None:
+            return index, 0
+        owner = int(np.searchsorted(self._first, index, side="right")) - 1
+        return owner, (index - int(self._first[owner])) * self._cut
+
+    def spans_of(self, index: int) -> list[tuple[int, int]]:
+        """What lies in a piece of the spans of its sequence."""
+        owner, start = self._place(index)
+        spans: list[tuple[int, int]] = self._sequences.spans_of(owner)  # type: ignore[union-attr]
+        return cut_spans(spans, start, int(self.lengths[index]))
 
 
 class Pieces:
@@ -128,20 +137,30 @@ class Pieces:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> NDArray[np.integer]:
-        source, inside = self._source(index)
-        return source[inside]
+        part, within = self._place(index)
+        return part[within]
 
     def part(self, index: int, start: int, stop: int) -> NDArray[np.integer]:
         """Tokens ``start:stop`` of a piece; no other is read from a store."""
-        source, inside = self._source(index)
-        return source.part(inside, start, stop)
+        part, within = self._place(index)
+        return part.part(within, start, stop)
 
-    def _source(self, index: int) -> tuple[Cut, int]:
-        """The source of a piece, and its number there."""
+    def _place(self, index: int) -> tuple[Cut, int]:
+        """The part that a piece is of, and its number there."""
         if len(self._parts) == 1:
             return self._parts[0], index
         part = int(np.searchsorted(self._ends, index, side="right"))
         return self._parts[part], index - (int(self._ends[part]) - len(self._parts[part]))
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether all sequences know their spans."""
+        return all(part.has_spans for part in self._parts)
+
+    def spans_of(self, index: int) -> list[tuple[int, int]]:
+        """The spans of one piece."""
+        part, within = self._place(index)
+        return part.spans_of(within)
 
     def order(self, *, seed: int, epoch: int) -> Order:
         """The pieces of one epoch, in the order in which they are read."""
@@ -167,7 +186,7 @@ class Pieces:
         """
         batch = PackedBatch.from_sequences([self[int(i)] for i in indices])
         check_tokens(batch.tokens, vocabulary_size)
-        return batch
+        return SpannedBatch.of(batch, (self.spans_of(int(i)) for i in indices)) if self.has_spans else batch
 
     def fingerprint(self) -> str:
         """A short hash that tells one training set from another: all lengths, and the tokens of up to 1,000 pieces."""
@@ -176,6 +195,8 @@ class Pieces:
             digest.update(self.lengths[start : start + BLOCK].astype(np.int64).tobytes())
         for index in np.unique(np.linspace(0, len(self) - 1, 1000).astype(np.int64)):
             digest.update(self[int(index)].astype(np.int64).tobytes())
+            if self.has_spans:
+                digest.update(repr(self.spans_of(int(index))).encode())
         if self._counts is not None:
             digest.update(np.array(self._counts, np.int64).tobytes())
         return digest.hexdigest()[:16]

@@ -36,7 +36,7 @@ from .checkpoint import (
     write_checkpoint,
     write_snapshot,
 )
-from .config import OBJECTIVES, TrainingConfig
+from .config import OBJECTIVES, WITH_SPANS, TrainingConfig
 from .data import Mixture, Order, Pieces, Sequences
 from .engines import Engine, EngineConfig, barrier, make_engine, prepare
 from .lanes import Lanes, Spans
@@ -45,7 +45,7 @@ from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
 from .objectives import Objective
 from .record import begin_record, finish_record
-from .schedule import warmup_cosine
+from .schedule import SCHEDULES
 from .step import MASKS, make_objective, validation_loss
 
 CHECKPOINT_SECONDS = 300
@@ -178,6 +178,8 @@ def train(
     longest = config.max_length if config.long == "cut" else None
     pieces = Pieces(sequences, max_length=longest)
     held_out = None if validation is None else Pieces(validation, max_length=longest)
+    if config.objective in WITH_SPANS and not all(p.has_spans for p in (pieces, held_out) if p is not None):
+        raise ConfigError(f"The objective {config.objective!r} needs data with spans (--spans FILE, or instructions).")
     if used_adapter(model) is not None:
         _refuse_more_than_adapter(model, config)
     settings = engine or EngineConfig()
@@ -367,7 +369,7 @@ def _run(
             (number, read_batch(pieces, chosen, vocabulary_size=len(engine.model.vocabulary)), counted)
             for number, chosen, counted in engine.share(step.batches)
         ]
-        rate = config.learning_rate * warmup_cosine(done, warmup=config.warmup, floor=config.floor)
+        rate = config.learning_rate * SCHEDULES[config.schedule](done, warmup=config.warmup, floor=config.floor)
         engine.set_learning_rate(rate)
         window.add(*engine.gradient_step(batches, step=standing.step), rate)
         ends_epoch = step.position + 1 == step.of

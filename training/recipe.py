@@ -1,9 +1,10 @@
 """Recipes: what a model is made of and how it is trained, in a TOML file.
 
 A recipe has a name, the domain it belongs to, a ``[tokenizer]`` table and one or more sizes, each with tables
-``backbone``, ``head`` and ``training`` (or ``predictor``, for a model that is no language model), a ``tokenizer`` table
-for settings that differ at that size, ``engine``, with what it is trained, and ``adapt``, what an adapter is when one
-is trained.
+``backbone``, ``head`` and ``training`` (or ``predictor``, for a model that is no language model), ``engine``, with what
+it is trained, ``adapt``, what an adapter is when one is trained, ``data``, how sequences are made of records
+(``frames``: k-mers from so many first bases on, see ``bio.tokenize``), and a ``tokenizer`` table for settings that
+differ at that size.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TOP = ("name", "domain", "description", "source", "tokenizer", "sizes")
-SIZE = ("tokenizer", "backbone", "head", "training", "engine", "predictor", "adapt")
+TOP = ("name", "domain", "description", "source", "tokenizer", "data", "sizes")
+SIZE = ("tokenizer", "data", "backbone", "head", "training", "engine", "predictor", "adapt")
+DATA = {"bio": ("frames",)}  # settings by domain
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,12 @@ class Recipe:
 
     Attributes:
         name: its name.
-        domain: the package that reads its input: ``chem``, ``bio`` or ``cells``.
+        domain: the package that reads its input: ``chem``, ``bio``, ``cells`` or ``text``.
         size: the size that was read.
         description: one sentence.
         source: paper and code it follows.
         tokenizer: settings for the domain's ``make_tokenizer``.
+        data: settings for the domain's ``tokenize``.
         backbone: settings of the backbone without the vocabulary's size; empty for a predictor.
         head: settings of the language-model head.
         training: settings of the training run; None for a predictor.
@@ -58,6 +61,7 @@ class Recipe:
     description: str = ""
     source: str = ""
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     backbone: Mapping[str, Any] = field(default_factory=dict)
     head: HeadConfig = field(default_factory=HeadConfig)
     training: TrainingConfig | None = None
@@ -114,6 +118,7 @@ def read_recipe(path_or_name: str | Path, size: str = "tiny", overrides: Mapping
     tables = dict(data["sizes"][size])
     _refuse_unknown(tables, SIZE, f"{path}, size {size}: ")
     tables["tokenizer"] = {**data.get("tokenizer", {}), **tables.get("tokenizer", {})}
+    tables["data"] = {**data.get("data", {}), **tables.get("data", {})}
     tables.setdefault("adapt", {})
     tables.setdefault("engine", {})
     for key, value in (overrides or {}).items():
@@ -128,6 +133,7 @@ def read_recipe(path_or_name: str | Path, size: str = "tiny", overrides: Mapping
         description=data.get("description", ""),
         source=data.get("source", ""),
         tokenizer=tables["tokenizer"],
+        data={key: value for key, value in tables["data"].items() if value is not None},
         backbone=tables.get("backbone", {}),
         head=from_plain(HeadConfig, tables.get("head", {}), what="head"),
         training=from_plain(TrainingConfig, tables["training"], what="training") if "training" in tables else None,
@@ -135,6 +141,9 @@ def read_recipe(path_or_name: str | Path, size: str = "tiny", overrides: Mapping
         predictor=tables.get("predictor", {}),
         adapt=from_plain(AdapterConfig, tables["adapt"], what="adapt"),
     )
+    _refuse_unknown(recipe.data, DATA.get(recipe.domain, ()), f"{path}, data of the domain {recipe.domain}: ")
+    if type(recipe.data.get("frames", 1)) is not int:
+        raise ConfigError(f"{path}: frames is a number of frames, not {recipe.data['frames']!r}.")
     if recipe.backbone:
         complement = recipe.backbone.get("complement")
         tokens = len(complement) if isinstance(complement, list) else 1
@@ -175,4 +184,4 @@ def _override(table: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]
 def _refuse_unknown(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     unknown = [key for key in table if key not in known]
     if unknown:
-        raise ConfigError(f"{where}unknown {unknown[0]!r}; known: {', '.join(known)}.")
+        raise ConfigError(f"{where}unknown {unknown[0]!r}; known: {', '.join(known) or 'none'}.")

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models import LanguageModel
-from ..sequences import PackedBatch, pack
+from ..sequences import PackedBatch, pack, spans_in
 from .carried import Carried, backward_carried
 from .config import TrainingConfig
 from .data import Pieces, seed_of
 from .long import backward_in_pieces, seed_draws
-from .objectives import Objective, causal, fill_in, glm, masked, span_masked, swapped
+from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, span_masked, swapped
 
 if TYPE_CHECKING:
     from .engines import Engine
@@ -54,6 +54,11 @@ def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingCon
     """Apply the objective that ``config`` names, on the CPU, with random numbers that are a function of ``seed``."""
     generator = torch.Generator().manual_seed(seed_of(config.seed, *seed))
     given = batch, model.vocabulary, generator
+    if config.objective == "answer":
+        return answer(*given, spans_in(batch))
+    if config.objective == "entity-masked":
+        share, entity_share, mode = config.mask_share, config.entity_share, config.entity_mode
+        return entity_masked(*given, spans_in(batch), share=share, entity_share=entity_share, mode=mode)
     if config.objective in WITH_SHARE:
         return WITH_SHARE[config.objective](*given, share=config.mask_share)
     return fill_in(*given) if config.objective == "fill-in" else causal(*given)

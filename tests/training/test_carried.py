@@ -12,9 +12,10 @@ from processive.backbones import TransformerConfig, XLSTMConfig
 from processive.errors import ConfigError, InputError
 from processive.models import LanguageModel
 from processive.sequences import TokenStore
-from processive.training import Mixture, TrainingConfig, lanes, loop, read_metrics, train
+from processive.training import Mixture, TrainingConfig, lanes, read_metrics, train
 from processive.training.carried import Carried, backward_carried
 from processive.training.data import Pieces
+from processive.training.engines import plain
 from processive.training.lanes import GOES_ON, Lanes, deal
 from processive.training.long import piece_loss
 from processive.training.objectives import causal

@@ -151,7 +151,7 @@ def test_entities_that_are_refused():
     batch = PackedBatch.from_sequences([[BOS, A, EOS]])
     for entities, message in [
         ([], "of 0 sequences"),
-        ([[(1, 4)]], "3 tokens and no entity"),
+        ([[(1, 4)]], "3 tokens and no span"),
         ([[(1, 1)]], "from 1 to 1"),
     ]:
         with pytest.raises(InputError, match=message):

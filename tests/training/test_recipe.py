@@ -31,34 +31,45 @@ def file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", recipes.names())
-@pytest.mark.parametrize("size", ["tiny", "published"])
+SIZES = [(name, size) for name in recipes.names() for size in recipes.sizes(name)]
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
 def test_bundled_recipes_are_whole(name, size):
     recipe = read_recipe(name, size)
     assert recipe.name == name and recipe.size == size and recipe.description and recipe.source
     assert recipe.predictor or (recipe.training is not None and recipe.tokenizer["name"])
+    if recipe.backbone and recipe.backbone.get("complement") is None:
+        assert recipe.backbone_config(40).vocabulary_size == 40
 
 
-def test_all_five_are_there():
-    assert set(recipes.names()) >= {
-        "chem-xlstm",
-        "dna-xlstm",
-        "protein-encoder",
-        "cell-encoder",
-        "molecule-property",
+def test_all_are_there_at_both_sizes():
+    assert set(recipes.names()) == {
+        *("chem-xlstm", "dna-xlstm", "prot-xlstm", "generator", "xtrimopglm", "prollama", "geneformer"),
+        *("protein-encoder", "cell-encoder", "molecule-property"),
     }
+    assert all({(name, "tiny"), (name, "published")} <= set(SIZES) for name in recipes.names())
 
 
 @pytest.mark.parametrize(
     ("name", "vocabulary", "parameters"),
     # Counted on the networks of the source repositories: Chem-xLSTM, DNA-xLSTM ("2m", sLSTM), with their heads.
-    [("chem-xlstm", 37, 14_816_400), ("dna-xlstm", 16, 1_405_184)],
+    # GENERator, Llama-2-7B (ProLLaMA) and Geneformer as transformers counts them (test_published_recipes).
+    [
+        ("chem-xlstm published", 37, 14_816_400),
+        ("dna-xlstm published", 16, 1_405_184),
+        ("generator published", 4128, 1_162_061_824),
+        ("generator published-3b", 4128, 2_998_262_784),
+        ("prollama published", 32000, 6_738_415_616),
+        ("prollama published-instructions", 32000, 6_738_415_616),
+        ("geneformer published", 25426, 10_288_722),
+        ("geneformer published-v2", 20275, 104_386_867),
+    ],
 )
 def test_published_sizes_have_the_published_number_of_parameters(name, vocabulary, parameters):
-    from processive.backbones import build
     from processive.models.head import Head
 
-    recipe = read_recipe(name, "published")
+    recipe = read_recipe(*name.split())
     config = recipe.backbone_config(vocabulary)
     with torch.device("meta"):
         parts = build(config), Head(recipe.head, width=config.width, vocabulary_size=vocabulary)

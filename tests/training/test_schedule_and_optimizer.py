@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from processive.errors import ConfigError, InputError
-from processive.training import TrainingConfig
+from processive.training import TrainingConfig, read_metrics, train
 from processive.training.optimizer import decays, load_optimizer_tensors, make_optimizer, optimizer_tensors
-from processive.training.schedule import warmup_cosine
+from processive.training.schedule import SCHEDULES, warmup_cosine, warmup_linear
 from torch import nn
 
 
@@ -18,10 +18,26 @@ def test_schedule_by_hand(done, factor):
     assert warmup_cosine(done, warmup=0.1, floor=0.2) == pytest.approx(factor)
 
 
-def test_schedule_without_warmup_and_with_nothing_else():
-    assert warmup_cosine(0, warmup=0, floor=0.1) == 1
-    assert warmup_cosine(0.5, warmup=1, floor=0.1) == 0.5
-    assert warmup_cosine(1, warmup=1, floor=0.1) == pytest.approx(0.1)
+@pytest.mark.parametrize(
+    ("done", "factor"), [(0, 0), (0.05, 0.5), (0.1, 1), (0.325, 0.8), (0.55, 0.6), (1, 0.2), (1.5, 0.2)], ids=str
+)
+def test_a_straight_schedule_by_hand(done, factor):
+    assert warmup_linear(done, warmup=0.1, floor=0.2) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedule_without_warmup_and_with_nothing_else(schedule):
+    factor = SCHEDULES[schedule]
+    assert factor(0, warmup=0, floor=0.1) == 1
+    assert factor(0.5, warmup=1, floor=0.1) == 0.5
+    assert factor(1, warmup=1, floor=0.1) == pytest.approx(0.1)
+
+
+def test_the_loop_follows_the_schedule(make_model, sequences, tmp_path):
+    config = TrainingConfig(steps=4, warmup=0.25, floor=0.0, learning_rate=1.0, log_every=1, schedule="linear")
+    train(make_model(), sequences, config, out=tmp_path / "run", progress=False)
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run")]
+    assert rates == pytest.approx([1, 2 / 3, 1 / 3, 0])
 
 
 def test_only_weight_matrices_decay(make_model):

@@ -1,9 +1,11 @@
 """Training objectives: token ids and a vocabulary in, inputs, targets and weights out. One file each.
 
 ``causal``, ``masked``, ``span_masked``, ``swapped``, ``fill_in`` and ``glm`` are those of the training loop, by the
-names in ``TrainingConfig.objective``. The others need what it does not have: spans, a second network, labels, pairs.
+names in ``TrainingConfig.objective``, and so are ``answer`` and ``entity_masked``, where the sequences have spans. The
+others need what it does not have: a second network, labels, pairs.
 """
 
+from .answer import answer
 from .causal import causal
 from .consistency import symmetric_divergence
 from .contrastive import contrastive_loss, hard_negatives, matching_loss
@@ -23,6 +25,7 @@ __all__ = [
     "DETECTOR_WEIGHT",
     "Objective",
     "TaskHead",
+    "answer",
     "balanced_weights",
     "binary_loss",
     "causal",

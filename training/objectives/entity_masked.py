@@ -27,7 +27,7 @@ def entity_masked(
     entities: Entities,
     *,
     share: float = 0.15,
-    entity_share: float = 0.5,
+    entity_share: float | int = 0.5,
     mode: str = "one",
 ) -> Objective:
     """Choose ``share`` of the ordinary tokens, ``entity_share`` of these in entities, and predict them from the rest.
@@ -78,14 +78,14 @@ def packed_spans(batch: PackedBatch, entities: Entities) -> NDArray[np.int64]:
         InputError: there are entities of another number of sequences, or one is empty or outside of its sequence.
     """
     if len(entities) != len(batch):
-        raise InputError(f"There are entities of {len(entities)} sequences, and the batch holds {len(batch)}.")
+        raise InputError(f"There are spans of {len(entities)} sequences, and the batch holds {len(batch)}.")
     starts, lengths = batch.cu_seqlens.tolist(), batch.lengths.tolist()
     found = []
     for s, spans in enumerate(entities):
         for first, end in spans:
             if not 0 <= first < end <= lengths[s]:
                 raise InputError(
-                    f"Sequence {s} of the batch has {lengths[s]} tokens and no entity from {first} to {end}."
+                    f"Sequence {s} of the batch has {lengths[s]} tokens and no span from {first} to {end}."
                 )
             found.append((starts[s] + first, starts[s] + end))
     return np.array(found, np.int64).reshape(-1, 2)
