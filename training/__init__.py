@@ -5,15 +5,19 @@ from .averaging import average, average_runs, greedy_average, read_snapshots
 from .config import TrainingConfig
 from .data import Mixture
 from .folds import Agreement, agreement, cluster_folds, fit_folds, predict_folds
+from .labelled import Labelled
 from .loop import train
 from .metrics import read_metrics
+from .preferences import Preferences
 from .recipe import Recipe, read_recipe
 from .record import describe_file, read_record
 from .ties import ties, ties_adapters, ties_models
 
 __all__ = [
     "Agreement",
+    "Labelled",
     "Mixture",
+    "Preferences",
     "Recipe",
     "TrainingConfig",
     "agreement",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
 from ..sequences import PackedBatch, TokenStore
+from .taught import Taught
 
 Sequences = Sequence[NDArray[np.integer]] | Sequence[Sequence[int]]
 Order = NDArray[np.integer]
@@ -105,6 +106,7 @@ class Pieces:
             InputError: there is no token at all.
         """
         mixed = isinstance(sequences, Mixture)
+        self.taught = sequences if isinstance(sequences, Taught) else None
         sources = sequences.sources if isinstance(sequences, Mixture) else (sequences,)
         self._parts = [Cut(source, max_length=max_length) for source in sources]
         self._ends = np.cumsum([len(part) for part in self._parts])
@@ -137,7 +139,7 @@ class Pieces:
         return fill_batches(self.lengths, self.order(seed=seed, epoch=epoch), batch_tokens=batch_tokens)
 
     def batch(self, indices: NDArray[np.integer] | Sequence[int], *, vocabulary_size: int) -> PackedBatch:
-        """Pack the pieces ``indices``.
+        """Pack the pieces ``indices``; the batch knows what labels or preferences teach of it.
 
         Raises:
             InputError: a token id is not in the vocabulary.
@@ -149,7 +151,7 @@ class Pieces:
                 f"Token id {low if low < 0 else high} is not in the model's vocabulary of {vocabulary_size}.",
                 hint="The sequences were made by another tokenizer; tokenize the input again.",
             )
-        return batch
+        return batch if self.taught is None else self.taught.teach(batch, indices)
 
     def fingerprint(self) -> str:
         """A short hash that tells one training set from another: all lengths, and the tokens of up to 1,000 pieces."""
@@ -160,6 +162,8 @@ class Pieces:
             digest.update(self[int(index)].astype(np.int64).tobytes())
         if self._counts is not None:
             digest.update(np.array(self._counts, np.int64).tobytes())
+        if self.taught is not None:
+            digest.update(self.taught.digest())
         return digest.hexdigest()[:16]
 
 

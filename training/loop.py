@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones import TransformerConfig, config_to_dict
+from ..backbones import TransformerConfig, config_to_dict, to_plain
 from ..errors import ConfigError, ProcessiveError
 from ..kernels import keep_freed_memory
 from ..models import LanguageModel, ModelCard, adapter_settings, fingerprint, save_adapter, used_adapter
+from ..models.adapters import is_task
 from ..sequences import check_writable, tokenizer_to_dict
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import (
@@ -42,6 +43,7 @@ from .optimizer import make_optimizer, set_learning_rate
 from .record import begin_record, finish_record
 from .schedule import warmup_cosine
 from .step import chosen_precision, gradient_step, validation_loss
+from .taught import Taught, check_taught
 
 CHECKPOINT_SECONDS = 300
 REPORTED = ("step", "epoch", "tokens", "seconds", "loss", "validation_loss", "precision", "device")  # in the model card
@@ -86,11 +88,11 @@ def share_done(config: TrainingConfig, standing: Standing, step: Step) -> float:
 
 def train(
     model: LanguageModel,
-    sequences: Sequences | Mixture,
+    sequences: Sequences | Mixture | Taught,
     config: TrainingConfig,
     *,
     out: str | Path,
-    validation: Sequences | None = None,
+    validation: Sequences | Taught | None = None,
     resume: bool = False,
     progress: bool = True,
     card: ModelCard | None = None,
@@ -106,10 +108,11 @@ def train(
 
     Args:
         model: the model; its weights are where a new run starts.
-        sequences: token sequences: arrays, a ``TokenStore``, or a ``Mixture`` of several of these.
+        sequences: token sequences: arrays, a ``TokenStore``, or a ``Mixture`` of several of these, which are taught by
+            the objective of ``config``; or ``Labelled`` or ``Preferences``, which say themselves what is taught.
         config: the settings.
         out: folder of the run.
-        validation: held-out token sequences.
+        validation: held-out data, of the same kind.
         resume: go on with the run in ``out``; where there is no checkpoint yet, start it.
         progress: show a progress bar.
         card: what the caller knows of the data, for the model card (``describe_file`` hashes a file).
@@ -129,13 +132,14 @@ def train(
     direction, backbone = "causal" if model.causal else "bidirectional", model.backbone.config
     if isinstance(backbone, TransformerConfig) and backbone.direction == "prefix":
         direction = "prefix"
-    if OBJECTIVES[config.objective] != direction:
+    taught = check_taught(sequences, validation, model, max_length=config.max_length)
+    if not taught and OBJECTIVES[config.objective] != direction:
         raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
     pieces = Pieces(sequences, max_length=config.max_length)
     held_out = None if validation is None else Pieces(validation, max_length=config.max_length)
     if used_adapter(model) is not None:
         _refuse_more_than_adapter(model, config)
-    with _only(config.trained, model):
+    with _only(config.trained, model, pieces.taught):
         return _train(
             model, pieces, held_out, config, out=out, resume=resume, progress=progress, card=card or model.card
         )
@@ -158,6 +162,8 @@ def _train(
         "data": pieces.fingerprint(),
         "model": {"backbone": config_to_dict(model.backbone.config), "tokenizer": tokenizer_to_dict(model.tokenizer)},
     }
+    if model.task_config is not None:
+        identity["model"]["task"] = to_plain(model.task_config)
     kept = frozen_tensors(model)
     if kept:  # they are in no checkpoint
         identity |= {"frozen": fingerprint(kept), "adapter": adapter_settings(model, used_adapter(model))}
@@ -208,17 +214,24 @@ def _refuse_more_than_adapter(model: LanguageModel, config: TrainingConfig) -> N
     """Raise where something would be trained that an adapter's file does not hold."""
     if config.trained == "head":
         raise ConfigError('An adapter is trained with trained="all": the base is frozen already.')
-    more = [name for name, p in model.named_parameters() if p.requires_grad and ".adapters." not in name]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and not is_task(name)]
+    more = [name for name in trained if ".adapters." not in name]
     if more:
         raise ConfigError(f"Beside the adapter {more[0]} requires gradients, and the adapter's file would not hold it.")
 
 
 @contextmanager
-def _only(trained: str, model: LanguageModel) -> Iterator[None]:
-    """Freeze the backbone where the head alone is trained."""
+def _only(trained: str, model: LanguageModel, taught: Taught | None) -> Iterator[None]:
+    """Freeze the backbone where the head alone is trained, and the heads that the data does not reach."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     if trained == "head":
         model.backbone.requires_grad_(False)
+    idle = [model.task] if taught is None else taught.untaught(model)
+    for head in idle:
+        if head is not None:
+            head.requires_grad_(False)
+    if model.task is not None and model.task not in idle:  # an adapter froze it with the base
+        model.task.requires_grad_(True)
     try:
         yield
     finally:

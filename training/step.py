@@ -16,6 +16,7 @@ from ..sequences import PackedBatch, pack
 from .config import TrainingConfig
 from .data import Pieces, seed_of
 from .objectives import Objective, causal, fill_in, glm, masked, span_masked, swapped
+from .taught import TaughtBatch, TaughtObjective
 
 MASKS, DROPOUT, VALIDATION = 1, 2, 3  # streams of random numbers
 WITH_SHARE = {"masked": masked, "span-masked": span_masked, "swapped": swapped, "glm": glm}
@@ -43,8 +44,15 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return cast
 
 
-def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingConfig, *seed: int) -> Objective:
-    """Apply the objective that ``config`` names, on the CPU, with random numbers that are a function of ``seed``."""
+def make_objective(
+    batch: PackedBatch, model: LanguageModel, config: TrainingConfig, *seed: int
+) -> Objective | TaughtObjective:
+    """Return what is taught of a batch: what its data says, or of tokens the objective that ``config`` names.
+
+    It is made on the CPU, with random numbers that are a function of ``seed``.
+    """
+    if isinstance(batch, TaughtBatch):
+        return batch.objective(model)
     generator = torch.Generator().manual_seed(seed_of(config.seed, *seed))
     given = batch, model.vocabulary, generator
     if config.objective in WITH_SHARE:
@@ -52,8 +60,10 @@ def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingCon
     return fill_in(*given) if config.objective == "fill-in" else causal(*given)
 
 
-def loss_sum(model: LanguageModel, objective: Objective) -> Float[Tensor, ""]:
-    """Weighted sum of the cross-entropies (nats); logits are made only where there is weight."""
+def loss_sum(model: LanguageModel, objective: Objective | TaughtObjective) -> Float[Tensor, ""]:
+    """Weighted sum of the losses, for tokens cross-entropies (nats); logits are made only where there is weight."""
+    if isinstance(objective, TaughtObjective):
+        return objective.loss_sum(model)
     device = model.device
     counted = objective.weights.nonzero()[:, 0]
     batch = objective.batch.to(device)

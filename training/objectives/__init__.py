@@ -16,13 +16,12 @@ from .preference import preference_loss, preference_pairs, sequence_log_likeliho
 from .replaced import cluster_replaced, count_confusions, replaced
 from .sampled import DETECTOR_WEIGHT, sampled
 from .span_masked import span_masked
-from .supervised import TaskHead, balanced_weights, binary_loss, class_loss, regression_loss, sequence_means
+from .supervised import balanced_weights, binary_loss, class_loss, regression_loss
 from .swapped import swapped
 
 __all__ = [
     "DETECTOR_WEIGHT",
     "Objective",
-    "TaskHead",
     "balanced_weights",
     "binary_loss",
     "causal",
@@ -42,7 +41,6 @@ __all__ = [
     "replaced",
     "sampled",
     "sequence_log_likelihoods",
-    "sequence_means",
     "span_masked",
     "swapped",
     "symmetric_divergence",
