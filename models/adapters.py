@@ -49,12 +49,14 @@ def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
     """Return by name every linear map that can have an adapter.
 
     They are the dense and the block-diagonal maps of either backbone, mLSTM gates, and those of heads: ``"head"`` is
-    the output matrix, unless it is tied to the embedding.
+    the output matrix, unless it is tied to the embedding. A task head is trained itself and has none.
     """
     return {
         name: module
         for name, module in model.named_modules()
-        if (type(module) in ADAPTED or type(module) in PLAIN) and module._parameters["weight"] is not None
+        if (type(module) in ADAPTED or type(module) in PLAIN)
+        and module._parameters["weight"] is not None
+        and not is_task(name)
     }
 
 

@@ -17,7 +17,7 @@ from ..models import LanguageModel, TaskConfig
 from ..models.task import KINDS, LEVELS
 from ..sequences import PackedBatch, Tokenizer
 from .objectives import binary_loss, class_loss, regression_loss, symmetric_divergence
-from .taught import Taught, TaughtObjective, Tokens, hashed
+from .taught import Taught, TaughtObjective, Tokens, encoded, hashed
 
 NAN = float("nan")
 
@@ -109,12 +109,7 @@ class Labelled(Taught):
         Raises:
             InputError: as ``Labelled``; or a record cannot be encoded, or has another number of residues than labels.
         """
-        sequences = []
-        for number, record in enumerate(records, 1):
-            try:
-                sequences.append(tokenizer.encode(record))
-            except InputError as error:
-                raise error.at(record=number) from None
+        sequences = encoded(tokenizer, records)
         if options.get("level") == "token":
             special = sorted(tokenizer.vocabulary.special_ids)
             labels = [
@@ -125,7 +120,7 @@ class Labelled(Taught):
             ]
         views = options.pop("views", None)
         if views is not None:
-            options["views"] = [tokenizer.encode(view) for view in views]
+            options["views"] = encoded(tokenizer, views)
         return cls(sequences, labels, **options)
 
     def task(self, *names: str, dropout: float | int = 0.1) -> TaskConfig:
@@ -169,7 +164,7 @@ class Labelled(Taught):
 
     def digest(self) -> bytes:
         """A hash of the labels and of what they are."""
-        weights = () if self.class_weights is None else self.class_weights.numpy()
+        weights = np.zeros(0) if self.class_weights is None else self.class_weights.numpy()
         return hashed(self.labels, weights, f"{self.kind} {self.level} {self.outputs} {self.paired} {self.consistency}")
 
     def _check_values(self) -> None:

@@ -6,6 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,24 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, InputError
 from ..models import LanguageModel
-from ..sequences import PackedBatch, pack
+from ..sequences import PackedBatch, Tokenizer, pack
 from .objectives import Objective, causal, preference_loss, sequence_log_likelihoods
-from .taught import Taught, TaughtObjective, Tokens, hashed
+from .taught import Taught, TaughtObjective, Tokens, encoded, hashed
+
+MARGINALS = ("wild-type-marginal", "masked-marginal")
+
+
+@dataclass(frozen=True)
+class WildType:
+    """What a masked model compares variants with.
+
+    Attributes:
+        tokens: of the wild type.
+        marginal: see ``Preferences``.
+    """
+
+    tokens: NDArray[np.int64]
+    marginal: str
 
 
 class Preferences(Taught):
@@ -30,12 +46,16 @@ class Preferences(Taught):
     groups of two (``of_pairs``).
 
     The likelihood that a causal model gives a sequence is that of all its tokens. A masked model has none; it needs the
-    ``wild_type`` that all sequences are variants of, and the ratio to it (Meier et al. 2021, masked marginal):
+    ``wild_type`` that all sequences are variants of, and has the ratio to it (Meier et al. 2021):
 
-        sum over the tokens t that differ of log p(x_t | the others) - log p(wild_t | the others),   all t masked
+        sum over the tokens t that differ of log p(x_t | context) - log p(wild_t | context)
 
-    >>> data = Preferences(tokens, activity, gap=0.3, wild_type=tokenizer.encode(wild_type)).with_reference(model)
-    >>> train(model, data, TrainingConfig(epochs=10, learning_rate=1e-4), out="runs/preferring")
+    The context is the wild type as it is ("wild-type-marginal"), read once for all variants of a batch, or with these
+    tokens masked ("masked-marginal"), read once for each site: take the one by which variants are scored later
+    (``bio.score_variants``). Batches are filled as if each variant were read, so that one of 50,000 tokens is small.
+
+    >>> data = Preferences.encode(tokenizer, variants, activity, gap=0.3, wild_type=wild_type).with_reference(model)
+    >>> train(model, data, TrainingConfig(epochs=40, batch_tokens=60_000, learning_rate=1e-4), out="runs/preferring")
 
     Args:
         sequences: token sequences, of at least two tokens.
@@ -44,11 +64,12 @@ class Preferences(Taught):
         beta: how strongly the model is held to its reference: less lets it go further.
         groups: of each sequence, [sequences]; None: any two are compared.
         wild_type: tokens of the wild type, for a masked model.
+        marginal: "wild-type-marginal" or "masked-marginal", for a masked model.
         reference: the log-likelihoods before training; ``with_reference`` computes them.
 
     Raises:
         InputError: there are no two sequences to compare; lengths disagree; by the record's number.
-        ConfigError: ``gap`` is negative or ``beta`` not positive.
+        ConfigError: ``gap`` is negative, ``beta`` not positive, or there is no such marginal.
     """
 
     def __init__(
@@ -60,8 +81,11 @@ class Preferences(Taught):
         beta: float | int = 0.1,
         groups: Sequence[Hashable] | None = None,
         wild_type: Tokens | None = None,
+        marginal: str = "wild-type-marginal",
         reference: ArrayLike | None = None,
     ) -> None:
+        if marginal not in MARGINALS:
+            raise ConfigError(f"marginal is {marginal!r}; it can be {', '.join(MARGINALS)}.")
         if gap < 0 or not beta > 0:
             raise ConfigError(f"gap is at least 0 and beta positive, not {gap} and {beta}.")
         measured = np.asarray(values, np.float64)
@@ -82,7 +106,7 @@ class Preferences(Taught):
         self.values, self.gap, self.beta = measured, float(gap), float(beta)
         numbers = {group: number for number, group in enumerate(dict.fromkeys(groups or ()))}
         self.groups = np.zeros(len(sequences), np.int64) if groups is None else np.array([numbers[g] for g in groups])
-        self.wild_type = None if wild_type is None else np.asarray(wild_type, np.int64)
+        self.wild = None if wild_type is None else WildType(np.asarray(wild_type, np.int64), marginal)
         self.reference = None if reference is None else np.asarray(reference, np.float64)
         if self.reference is not None and self.reference.shape != measured.shape:
             raise InputError(f"There are {self.reference.shape} reference values for {len(sequences)} sequences.")
@@ -97,6 +121,7 @@ class Preferences(Taught):
         *,
         beta: float | int = 0.1,
         wild_type: Tokens | None = None,
+        marginal: str = "wild-type-marginal",
     ) -> Preferences:
         """Return pairs, each a group of its own.
 
@@ -108,8 +133,35 @@ class Preferences(Taught):
         sequences = [part for pair in zip(preferred, rejected, strict=True) for part in pair]
         values = np.tile([1.0, 0.0], len(preferred))
         return cls(
-            sequences, values, beta=beta, groups=[row // 2 for row in range(len(sequences))], wild_type=wild_type
+            sequences,
+            values,
+            beta=beta,
+            groups=[row // 2 for row in range(len(sequences))],
+            wild_type=wild_type,
+            marginal=marginal,
         )
+
+    @classmethod
+    def encode(
+        cls,
+        tokenizer: Tokenizer,
+        records: Sequence[Any],
+        values: ArrayLike,
+        *,
+        gap: float | int = 0.0,
+        beta: float | int = 0.1,
+        groups: Sequence[Hashable] | None = None,
+        wild_type: Any = None,
+        marginal: str = "wild-type-marginal",
+    ) -> Preferences:
+        """Tokenize records, and the wild type.
+
+        Raises:
+            InputError: as ``Preferences``; or a record cannot be encoded, by its number.
+        """
+        sequences = encoded(tokenizer, records)
+        wild = None if wild_type is None else tokenizer.encode(wild_type)
+        return cls(sequences, values, gap=gap, beta=beta, groups=groups, wild_type=wild, marginal=marginal)
 
     def with_reference(self, model: LanguageModel, *, batch_tokens: int = 8192, progress: bool = False) -> Preferences:
         """Return the same with the log-likelihoods under ``model``, as it is before training.
@@ -117,7 +169,7 @@ class Preferences(Taught):
         Raises:
             ConfigError: the model gives no likelihood; see ``check``.
         """
-        _check_likelihood(model, self.wild_type)
+        _check_likelihood(model, self.wild)
         found = np.zeros(len(self.sequences))
         was_training = model.training
         model.eval()
@@ -125,7 +177,7 @@ class Preferences(Taught):
             with torch.no_grad(), tqdm(total=len(found), disable=not progress, desc="reference") as bar:
                 for rows in pack([len(sequence) for sequence in self.sequences], batch_tokens):
                     batch = PackedBatch.from_sequences([self.sequences[row] for row in rows])
-                    found[rows] = log_likelihoods(model, batch, self.wild_type).double().cpu().numpy()
+                    found[rows] = log_likelihoods(model, batch, self.wild).double().cpu().numpy()
                     bar.update(len(rows))
         finally:
             model.train(was_training)
@@ -135,7 +187,7 @@ class Preferences(Taught):
 
     def check(self, model: LanguageModel) -> None:
         """Raise ConfigError where the model gives no likelihood, or that of the reference is not there."""
-        _check_likelihood(model, self.wild_type)
+        _check_likelihood(model, self.wild)
         if self.reference is None:
             raise ConfigError("The reference is not there: data.with_reference(model) computes it before training.")
 
@@ -147,14 +199,13 @@ class Preferences(Taught):
         """Return the pairs in a batch."""
         assert self.reference is not None
         pairs = torch.from_numpy(self._pairs(rows))
-        return PreferenceObjective(
-            batch, pairs, torch.from_numpy(self.reference[rows]).float(), self.beta, self.wild_type
-        )
+        return PreferenceObjective(batch, pairs, torch.from_numpy(self.reference[rows]).float(), self.beta, self.wild)
 
     def digest(self) -> bytes:
         """A hash of values, groups and reference."""
-        known = [part for part in (self.reference, self.wild_type) if part is not None]
-        return hashed(self.values, self.groups, *known, f"{self.gap} {self.beta}")
+        known = [] if self.reference is None else [self.reference]
+        wild = "" if self.wild is None else f"{self.wild.marginal} {self.wild.tokens.tolist()}"
+        return hashed(self.values, self.groups, *known, f"{self.gap} {self.beta} {wild}")
 
     def _pairs(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Places in ``rows`` of the preferred and the rejected one of each pair, [pairs, 2]."""
@@ -172,14 +223,14 @@ class PreferenceObjective(TaughtObjective):
         pairs: the sequences of each pair in the batch, preferred and rejected, int64 [pairs, 2].
         reference: log-likelihood of each sequence before training, nats, [sequences].
         beta: see ``Preferences``.
-        wild_type: see ``Preferences``.
+        wild: see ``Preferences``.
     """
 
     batch: PackedBatch
     pairs: Int[Tensor, "pairs two"]
     reference: Float[Tensor, " sequences"]
     beta: float
-    wild_type: NDArray[np.int64] | None
+    wild: WildType | None
 
     @property
     def weight(self) -> float:
@@ -188,14 +239,14 @@ class PreferenceObjective(TaughtObjective):
 
     def loss_sum(self, model: LanguageModel) -> Float[Tensor, ""]:
         """Return the sum of the losses of the pairs (nats)."""
-        found = log_likelihoods(model, self.batch, self.wild_type)
+        found = log_likelihoods(model, self.batch, self.wild)
         reference, (better, worse) = self.reference.to(found.device), self.pairs.to(found.device).T
         mean = preference_loss(found[better], found[worse], reference[better], reference[worse], beta=self.beta)
         return mean * len(self.pairs)
 
 
 def log_likelihoods(
-    model: LanguageModel, batch: PackedBatch, wild_type: NDArray[np.int64] | None = None
+    model: LanguageModel, batch: PackedBatch, wild_type: WildType | None = None
 ) -> Float[Tensor, " sequences"]:
     """Return the log-likelihood (nats) of each sequence, or under a masked model its ratio to that of the wild type."""
     if model.causal:
@@ -205,10 +256,13 @@ def log_likelihoods(
         there = Objective(inputs, objective.targets.to(model.device), objective.weights.to(model.device))
         return sequence_log_likelihoods(model.logits(hidden, inputs), there)
     assert wild_type is not None
-    variants, wild = batch.tokens.view(len(batch), -1), torch.from_numpy(wild_type)
+    variants, wild = batch.tokens.view(len(batch), -1), torch.from_numpy(wild_type.tokens)
     owner, place = (variants != wild).nonzero(as_tuple=True)
-    masked = variants.masked_fill(variants != wild, model.vocabulary.require("mask"))
-    contexts, context = masked.unique(dim=0, return_inverse=True)  # variants of one site are read once
+    if wild_type.marginal == "masked-marginal":
+        read = variants.masked_fill(variants != wild, model.vocabulary.require("mask"))
+        contexts, context = read.unique(dim=0, return_inverse=True)  # variants of one site are read once
+    else:
+        contexts, context = wild[None], torch.zeros(len(batch), dtype=torch.int64)
     inputs = PackedBatch.from_sequences(list(contexts), device=model.device)
     hidden, _ = model.backbone(inputs)
     at = (context[owner] * len(wild) + place).to(model.device)
@@ -218,7 +272,7 @@ def log_likelihoods(
     return ratios.new_zeros(len(batch)).index_add(0, owner.to(model.device), ratios)
 
 
-def _check_likelihood(model: LanguageModel, wild_type: NDArray[np.int64] | None) -> None:
+def _check_likelihood(model: LanguageModel, wild_type: WildType | None) -> None:
     direction = getattr(model.backbone.config, "direction", "")
     if direction == "prefix":
         raise ConfigError("Preferences need a causal or a masked model; this one reads a prefix.")

@@ -16,12 +16,12 @@ from typing import Any, overload
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError, InputError
 from ..models import LanguageModel
-from ..sequences import PackedBatch
+from ..sequences import PackedBatch, Tokenizer
 
 Tokens = NDArray[np.integer] | Sequence[int]
 
@@ -136,7 +136,22 @@ def check_taught(sequences: Any, validation: Any, model: LanguageModel, *, max_l
     return True
 
 
-def hashed(*arrays: ArrayLike | str) -> bytes:
+def encoded(tokenizer: Tokenizer, records: Sequence[Any]) -> list[NDArray[np.integer]]:
+    """Return the tokens of each record.
+
+    Raises:
+        InputError: one cannot be encoded; its number is in the error.
+    """
+    sequences = []
+    for number, record in enumerate(records, 1):
+        try:
+            sequences.append(tokenizer.encode(record))
+        except InputError as error:
+            raise error.at(record=number) from None
+    return sequences
+
+
+def hashed(*arrays: NDArray[Any] | str) -> bytes:
     """Return a hash of arrays and texts."""
     digest = hashlib.sha256()
     for part in arrays:
