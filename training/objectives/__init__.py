@@ -1,7 +1,8 @@
 """Training objectives: token ids and a vocabulary in, inputs, targets and weights out. One file each.
 
 ``causal``, ``masked``, ``span_masked``, ``swapped``, ``fill_in`` and ``glm`` are those of the training loop, by the
-names in ``TrainingConfig.objective``. The others need what it does not have: spans, a second network, labels, pairs.
+names in ``TrainingConfig.objective``; labels, views and preferences come to it with their data (``training.Labelled``,
+``training.Preferences``). The others need what it does not have: spans, a second network, two towers.
 """
 
 from .causal import causal
