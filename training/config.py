@@ -28,7 +28,8 @@ class TrainingConfig:
 
     Attributes:
         objective: "causal" (next token), "fill-in" (next token, spans moved behind), "masked", "span-masked", "swapped"
-            (other tokens in place of masks) or "glm" (masked tokens and blanks), see ``training.objectives``.
+            (other tokens in place of masks) or "glm" (masked tokens and blanks), see ``training.objectives``. It is of
+            plain sequences: ``Labelled`` and ``Preferences`` are taught by what they say themselves.
         steps: optimiser steps.
         epochs: passes over the data.
         minutes: wall-clock minutes, validation included.
@@ -36,7 +37,8 @@ class TrainingConfig:
         accumulation: packed batches per optimiser step.
         max_length: longer sequences are cut into consecutive pieces of at most so many tokens, each a sequence of its
             own; None keeps them whole.
-        trained: "all", or "head": the backbone is frozen. Whatever is frozen already (``models.add_adapter``) stays so.
+        trained: "all", or "head": the backbone is frozen, the head that the data reaches is not. Whatever is frozen
+            already (``models.add_adapter``) stays so.
         learning_rate: highest learning rate of AdamW.
         layer_decay: factor on the learning rate from each block to the one below it: the head and the norm before it
             have the whole one, the last block ``layer_decay`` times as much, the embedding
