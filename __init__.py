@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import backbones, bio, cells, chem, errors, graphs, inference, kernels, models, sequences, text, training
     from .face import Model, load
+    from .predictor import SequencePredictor
 
     __version__: str
 
 __all__ = [
     "Model",
+    "SequencePredictor",
     "__version__",
     "backbones",
     "bio",
@@ -44,6 +46,8 @@ def __getattr__(name: str) -> object:
         return version("processive")
     if name in ("Model", "load"):
         return getattr(import_module(".face", __name__), name)
+    if name == "SequencePredictor":
+        return import_module(".predictor", __name__).SequencePredictor
     if name in __all__:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -91,6 +91,12 @@ class Model(LanguageModel):
 
         return inference.score(self, records, conditions=conditions, batch_tokens=batch_tokens, progress=progress)
 
+    def predict(self, records: Sequence[Any], *, batch_tokens: int = 8192, progress: bool = False) -> Any:
+        """Return what the model has learned to say of each record, float64 [records]; see ``inference.predict``."""
+        from . import inference
+
+        return inference.predict(self, records, batch_tokens=batch_tokens, progress=progress)
+
 
 def load(
     path: str | Path,

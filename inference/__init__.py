@@ -3,6 +3,7 @@
 from .embed import embed
 from .generate import generate
 from .logits import logits
+from .predict import predict
 from .score import log_likelihood, position_log_probabilities, pseudo_log_likelihood, score
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "log_likelihood",
     "logits",
     "position_log_probabilities",
+    "predict",
     "pseudo_log_likelihood",
     "score",
 ]

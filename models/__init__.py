@@ -17,15 +17,19 @@ from .card import ModelCard, installed_versions
 from .head import HeadConfig
 from .language_model import LanguageModel
 from .loading import load
+from .task import TaskConfig, TaskHead, add_task
 
 __all__ = [
     "AdapterConfig",
     "HeadConfig",
     "LanguageModel",
     "ModelCard",
+    "TaskConfig",
+    "TaskHead",
     "adapter_names",
     "adapter_settings",
     "add_adapter",
+    "add_task",
     "fingerprint",
     "installed_versions",
     "linear_maps",

@@ -1,4 +1,7 @@
-"""An adapter as a folder: ``adapter.safetensors`` with its weights, and ``adapter.json`` with what it belongs to."""
+"""An adapter as a folder: ``adapter.safetensors`` with its weights, and ``adapter.json`` with what it belongs to.
+
+An adapter that was trained on labels is worth nothing without the task head that learned with it, so that is there too.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..backbones import from_plain, to_plain
 from ..errors import ConfigError, InputError
 from ..sequences import check_file, replacing
-from .adapters import attach_adapter, base_tensors, linear_maps, low_ranks_of, used_adapter
+from .adapters import attach_adapter, base_tensors, is_task, linear_maps, low_ranks_of, used_adapter
 from .card import ModelCard, installed_versions
+from .language_model import LanguageModel
 from .low_rank import LowRank, base_weight
+from .task import TaskConfig, add_task
 from .weights import open_weights
 
 FORMAT = 1
@@ -72,6 +78,9 @@ def save_adapter(
         for map_name, low_rank in low_ranks.items()
         for part in PARTS
     }
+    if isinstance(model, LanguageModel) and model.task_config is not None:
+        content["task"] = to_plain(model.task_config)
+        tensors |= {key: t.detach().cpu().contiguous() for key, t in model.state_dict().items() if is_task(key)}
     folder = Path(folder)
     with replacing(folder / CONFIG) as config_file, replacing(folder / WEIGHTS) as weights_file:
         save_file(tensors, weights_file, metadata={"format": "pt"})
@@ -86,6 +95,8 @@ def adapter_settings(model: nn.Module, name: str | None) -> dict[str, dict[str, 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str | None = None) -> str:
     """Put a saved adapter on ``model``, the base that it was trained on, and use it; return its name.
+
+    A task head that was trained with it takes the place of the model's.
 
     Args:
         model: the base; it may carry other adapters.
@@ -106,10 +117,22 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
             path=folder,
             hint="Load the model that it was trained on.",
         )
-    low_ranks = _read_low_ranks(folder / WEIGHTS, config["maps"], linear_maps(model))
+    low_ranks, task = _read_tensors(folder / WEIGHTS, config["maps"], linear_maps(model))
     name = name or str(config["name"])
     attach_adapter(model, low_ranks, name)
+    if config.get("task") and isinstance(model, LanguageModel):
+        _load_task(model, config["task"], task, folder)
     return name
+
+
+def _load_task(model: LanguageModel, settings: dict[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Put the task head of an adapter on the model."""
+    try:
+        add_task(model, from_plain(TaskConfig, settings, what="task"))
+        assert model.task is not None
+        model.task.load_state_dict(dict(tensors))
+    except (ConfigError, RuntimeError) as error:
+        raise InputError(f"The task head is damaged ({error}).", path=folder / WEIGHTS) from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -127,11 +150,17 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_low_ranks(path: Path, settings: dict[str, Any], maps: dict[str, nn.Module]) -> dict[str, LowRank]:
-    """Read the weights of an adapter, on the devices of the maps that they belong to."""
+def _read_tensors(
+    path: Path, settings: dict[str, Any], maps: dict[str, nn.Module]
+) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+    """Read the weights of an adapter, on the devices of the maps that they belong to, and of its task head, if any."""
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    task: dict[str, Tensor] = {}
     with open_weights([path]) as weights:
         for key in weights.shapes:
+            if is_task(key):
+                task[key.removeprefix("task.")] = weights.read(key).clone()
+                continue
             map_name, _, part = key.rpartition(".")
             parts[map_name][part] = weights.read(key).clone()
     low_ranks = {}
@@ -148,4 +177,4 @@ def _read_low_ranks(path: Path, settings: dict[str, Any], maps: dict[str, nn.Mod
         low_ranks[map_name] = LowRank(down, up, scale=own["scale"], dropout=own["dropout"])
     if parts:
         raise InputError(f"The adapter has weights on {min(parts)}, which its configuration does not name.", path=path)
-    return low_ranks
+    return low_ranks, task

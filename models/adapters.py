@@ -49,12 +49,14 @@ def linear_maps(model: nn.Module) -> dict[str, nn.Module]:
     """Return by name every linear map that can have an adapter.
 
     They are the dense and the block-diagonal maps of either backbone, mLSTM gates, and those of heads: ``"head"`` is
-    the output matrix, unless it is tied to the embedding.
+    the output matrix, unless it is tied to the embedding. A task head is trained itself and has none.
     """
     return {
         name: module
         for name, module in model.named_modules()
-        if (type(module) in ADAPTED or type(module) in PLAIN) and module._parameters["weight"] is not None
+        if (type(module) in ADAPTED or type(module) in PLAIN)
+        and module._parameters["weight"] is not None
+        and not is_task(name)
     }
 
 
@@ -166,11 +168,18 @@ def remove_adapters(model: nn.Module) -> None:
 
 
 def base_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of the base by name, without adapters and as they were before one was merged."""
-    tensors = {name: t for name, t in model.state_dict().items() if ".adapters." not in f".{name}"}
+    """Return the tensors of the base by name, without adapters and task head, as they were before one was merged."""
+    tensors = {
+        name: t for name, t in model.state_dict().items() if ".adapters." not in f".{name}" and not is_task(name)
+    }
     for name, module in linear_maps(model).items():
         tensors[f"{name}.weight" if name else "weight"] = base_weight(module)
     return tensors
+
+
+def is_task(name: str) -> bool:
+    """Tell whether a tensor of a model belongs to its task head, which an adapter's file holds too."""
+    return name.startswith("task.")
 
 
 def trainable_share(model: nn.Module) -> float:

@@ -13,6 +13,7 @@ from ..sequences import Tokenizer
 from .card import ModelCard
 from .head import Head, HeadConfig
 from .language_model import LanguageModel
+from .task import TaskConfig
 
 Model = TypeVar("Model", bound=LanguageModel)
 
@@ -28,6 +29,7 @@ def build_model(tokenizer: Tokenizer, config: Mapping[str, Any], cls: type[Model
             tokenizer,
             config_from_dict(config["backbone"]),
             from_plain(HeadConfig, config["head"], what="head"),
+            task_config=from_plain(TaskConfig, config["task"], what="task") if config.get("task") else None,
             name=str(config["name"]),
             card=from_plain(ModelCard, config["card"], what="card"),
         )

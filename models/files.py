@@ -35,6 +35,8 @@ def save(model: LanguageModel, folder: str | Path) -> None:
     folder = Path(folder)
     card = replace(model.card, parameters=model.parameters_count, versions=model.card.versions or installed_versions())
     parts = {"backbone": config_to_dict(model.backbone.config), "head": to_plain(model.head.config)}
+    if model.task_config is not None:
+        parts["task"] = to_plain(model.task_config)
     config = {
         "format": FORMAT,
         "kind": KIND,
@@ -52,7 +54,7 @@ def save(model: LanguageModel, folder: str | Path) -> None:
         replacing(folder / WEIGHTS) as weights_file,
     ):
         save_file(tensors, weights_file, metadata={"format": "pt"})
-        sections = {"Backbone": parts["backbone"], "Head": parts["head"]}
+        sections = {name.capitalize(): part for name, part in parts.items()}
         readme_file.write_text(card_text(model.name, card, sections), encoding="utf-8")
         config_file.write_text(text, encoding="utf-8")
 

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..sequences import PackedBatch, Tokenizer, Vocabulary
 from .card import ModelCard
 from .head import Head, HeadConfig
+from .task import TaskConfig, TaskHead
 
 
 class LanguageModel(nn.Module):
@@ -23,6 +24,8 @@ class LanguageModel(nn.Module):
         backbone: token ids to hidden states.
         head: hidden states to logits.
         contacts: attention maps, [blocks x heads], to the log-odds of a contact, where the head configuration says so.
+        task: hidden states to what labels say, where the model has learned some (``models.add_task``).
+        task_config: what its answers mean.
         name: used for keys such as ``obsm["X_<name>"]`` and as the title of the card.
         card: data, recipe and metrics.
     """
@@ -33,6 +36,7 @@ class LanguageModel(nn.Module):
         backbone_config: AnyConfig,
         head_config: HeadConfig | None = None,
         *,
+        task_config: TaskConfig | None = None,
         name: str = "model",
         card: ModelCard | None = None,
     ) -> None:
@@ -59,6 +63,11 @@ class LanguageModel(nn.Module):
             if not isinstance(backbone_config, TransformerConfig):
                 raise ConfigError("Contacts are found in the attention maps of a transformer.")
             self.contacts = nn.Linear(backbone_config.depth * backbone_config.heads, 1)
+        self.task: TaskHead | None = None
+        self.task_config = task_config
+        if task_config is not None:
+            outputs = len(task_config.names)
+            self.task = TaskHead(self.width, outputs, level=task_config.level, dropout=task_config.dropout)
         self.name = name
         self.card = card or ModelCard()
 

@@ -6,8 +6,10 @@ from .config import TrainingConfig
 from .data import Mixture
 from .engines import EngineConfig
 from .folds import Agreement, agreement, cluster_folds, fit_folds, predict_folds
+from .labelled import Labelled
 from .loop import train
 from .metrics import read_metrics
+from .preferences import Preferences
 from .recipe import Recipe, read_recipe
 from .record import describe_file, read_record
 from .sequence_parallel import share_objective, sum_gradients
@@ -16,7 +18,9 @@ from .ties import ties, ties_adapters, ties_models
 __all__ = [
     "Agreement",
     "EngineConfig",
+    "Labelled",
     "Mixture",
+    "Preferences",
     "Recipe",
     "TrainingConfig",
     "agreement",

@@ -36,6 +36,7 @@ class TrainingConfig:
         objective: "causal" (next token), "fill-in" (next token, spans moved behind), "masked", "span-masked", "swapped"
             (other tokens in place of masks) or "glm" (masked tokens and blanks), see ``training.objectives``. Where the
             sequences have spans also "answer" (next token, of the spans alone) and "entity-masked" (first the spans).
+            It is of plain sequences: ``Labelled`` and ``Preferences`` are taught by what they say themselves.
         steps: optimiser steps.
         epochs: passes over the data.
         minutes: wall-clock minutes, validation included.
@@ -48,7 +49,8 @@ class TrainingConfig:
             ``max_length`` tokens of its sequences. "whole": in one step, with the exact gradient, of which one piece
             at a time is in memory (``training/long.py``); batches are as without ``max_length``. Both of these are for
             causal backbones; positions go on, and every next token is asked for, those behind a cut too.
-        trained: "all", or "head": the backbone is frozen. Whatever is frozen already (``models.add_adapter``) stays so.
+        trained: "all", or "head": the backbone is frozen, the head that the data reaches is not. Whatever is frozen
+            already (``models.add_adapter``) stays so.
         learning_rate: highest learning rate of AdamW.
         layer_decay: factor on the learning rate from each block to the one below it: the head and the norm before it
             have the whole one, the last block ``layer_decay`` times as much, the embedding

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, InputError
 from ..sequences import PackedBatch, SpannedBatch, TokenStore, cut_spans, has_spans
+from .taught import Taught
 
 Sequences = Sequence[NDArray[np.integer]] | Sequence[Sequence[int]]
 Order = NDArray[np.integer]
@@ -127,6 +128,7 @@ class Pieces:
             InputError: there is no token at all.
         """
         mixed = isinstance(sequences, Mixture)
+        self.taught = sequences if isinstance(sequences, Taught) else None
         sources = sequences.sources if isinstance(sequences, Mixture) else (sequences,)
         self._parts = [Cut(source, max_length=max_length) for source in sources]
         self._ends = np.cumsum([len(part) for part in self._parts])
@@ -179,13 +181,15 @@ class Pieces:
         return fill_batches(self.lengths, self.order(seed=seed, epoch=epoch), batch_tokens=batch_tokens)
 
     def batch(self, indices: NDArray[np.integer] | Sequence[int], *, vocabulary_size: int) -> PackedBatch:
-        """Pack the pieces ``indices``.
+        """Pack the pieces ``indices``; the batch knows what labels or preferences teach of it.
 
         Raises:
             InputError: a token id is not in the vocabulary.
         """
         batch = PackedBatch.from_sequences([self[int(i)] for i in indices])
         check_tokens(batch.tokens, vocabulary_size)
+        if self.taught is not None:
+            return self.taught.teach(batch, indices)
         return SpannedBatch.of(batch, (self.spans_of(int(i)) for i in indices)) if self.has_spans else batch
 
     def fingerprint(self) -> str:
@@ -199,6 +203,8 @@ class Pieces:
                 digest.update(repr(self.spans_of(int(index))).encode())
         if self._counts is not None:
             digest.update(np.array(self._counts, np.int64).tobytes())
+        if self.taught is not None:
+            digest.update(self.taught.digest())
         return digest.hexdigest()[:16]
 
 

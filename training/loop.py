@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones import TransformerConfig, config_to_dict
+from ..backbones import TransformerConfig, config_to_dict, to_plain
 from ..errors import ConfigError, ProcessiveError
 from ..kernels import keep_freed_memory
 from ..models import LanguageModel, ModelCard, adapter_settings, fingerprint, save_adapter, used_adapter
+from ..models.adapters import is_task
 from ..sequences import PackedBatch, check_writable, tokenizer_to_dict
 from .carried import Carried, check_carried
 from .checkpoint import NAME as CHECKPOINT
@@ -43,10 +44,10 @@ from .lanes import Lanes, Spans
 from .long import check_causal
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
-from .objectives import Objective
 from .record import begin_record, finish_record
 from .schedule import SCHEDULES
 from .step import MASKS, make_objective, validation_loss
+from .taught import AnyObjective, Taught, check_taught
 
 CHECKPOINT_SECONDS = 300
 REPORTED = ("step", "epoch", "tokens", "seconds", "loss", "validation_loss", "precision", "device")  # in the model card
@@ -119,11 +120,11 @@ def share_done(config: TrainingConfig, standing: Standing, step: Step) -> float:
 
 def train(
     model: LanguageModel,
-    sequences: Sequences | Mixture,
+    sequences: Sequences | Mixture | Taught,
     config: TrainingConfig,
     *,
     out: str | Path,
-    validation: Sequences | None = None,
+    validation: Sequences | Taught | None = None,
     resume: bool = False,
     progress: bool = True,
     card: ModelCard | None = None,
@@ -146,10 +147,11 @@ def train(
 
     Args:
         model: the model; its weights are where a new run starts.
-        sequences: token sequences: arrays, a ``TokenStore``, or a ``Mixture`` of several of these.
+        sequences: token sequences: arrays, a ``TokenStore``, or a ``Mixture`` of several of these, which are taught by
+            the objective of ``config``; or ``Labelled`` or ``Preferences``, which say themselves what is taught.
         config: the settings.
         out: folder of the run.
-        validation: held-out token sequences.
+        validation: held-out data, of the same kind.
         resume: go on with the run in ``out``; where there is no checkpoint yet, start it.
         progress: show a progress bar.
         card: what the caller knows of the data, for the model card (``describe_file`` hashes a file).
@@ -168,23 +170,16 @@ def train(
         ProcessiveError: the loss is no longer a finite number.
     """
     out = Path(out)
-    direction, backbone = "causal" if model.causal else "bidirectional", model.backbone.config
-    if isinstance(backbone, TransformerConfig) and backbone.direction == "prefix":
-        direction = "prefix"
-    if OBJECTIVES[config.objective] != direction:
-        raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
-    if config.long != "cut":
-        (check_carried if config.long == "carry" else check_causal)(model)
+    _check_fits(model, sequences, validation, config)
     longest = config.max_length if config.long == "cut" else None
     pieces = Pieces(sequences, max_length=longest)
     held_out = None if validation is None else Pieces(validation, max_length=longest)
-    if config.objective in WITH_SPANS and not all(p.has_spans for p in (pieces, held_out) if p is not None):
-        raise ConfigError(f"The objective {config.objective!r} needs data with spans (--spans FILE, or instructions).")
+    _check_spans(config, *(p for p in (pieces, held_out) if p is not None))
     if used_adapter(model) is not None:
         _refuse_more_than_adapter(model, config)
     settings = engine or EngineConfig()
     rank, world_size = prepare(settings, config, model.device)
-    with _only(config.trained, model):
+    with _only(config.trained, model, pieces.taught):
         return _train(
             model,
             pieces,
@@ -220,6 +215,8 @@ def _train(
         "data": pieces.fingerprint(),
         "model": {"backbone": config_to_dict(model.backbone.config), "tokenizer": tokenizer_to_dict(model.tokenizer)},
     }
+    if model.task_config is not None:
+        identity["model"]["task"] = to_plain(model.task_config)
     kept = frozen_tensors(model)
     if kept:  # they are in no checkpoint
         identity |= {"frozen": fingerprint(kept), "adapter": adapter_settings(model, used_adapter(model))}
@@ -292,27 +289,62 @@ def _finish(
         save_adapter(model, out, card=described)
 
 
-def _example(model: LanguageModel, pieces: Pieces, config: TrainingConfig) -> Objective:
+def _example(model: LanguageModel, pieces: Pieces, config: TrainingConfig) -> AnyObjective:
     """The objective of the shortest piece, which shows an engine what the gradients reach."""
     batch = pieces.batch([int(pieces.lengths.argmin())], vocabulary_size=len(model.vocabulary))
     return make_objective(batch, model, config, MASKS, 0, 0)
+
+
+def _check_fits(
+    model: LanguageModel,
+    sequences: Sequences | Mixture | Taught,
+    validation: Sequences | Taught | None,
+    config: TrainingConfig,
+) -> None:
+    """Raise where the backbone cannot learn what the settings or the data say."""
+    direction, backbone = "causal" if model.causal else "bidirectional", model.backbone.config
+    if isinstance(backbone, TransformerConfig) and backbone.direction == "prefix":
+        direction = "prefix"
+    taught = check_taught(sequences, validation, model, max_length=config.max_length)
+    if not taught and OBJECTIVES[config.objective] != direction:
+        raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
+    if config.long == "cut":
+        return
+    if taught:
+        raise ConfigError(
+            f'long="{config.long}" is of plain sequences; those with labels are read whole.'
+        )
+    (check_carried if config.long == "carry" else check_causal)(model)
+
+
+def _check_spans(config: TrainingConfig, *data: Pieces) -> None:
+    """Raise where the objective looks at spans that the data does not have."""
+    if config.objective in WITH_SPANS and not all(pieces.has_spans or pieces.taught for pieces in data):
+        raise ConfigError(f"The objective {config.objective!r} needs data with spans (--spans FILE, or instructions).")
 
 
 def _refuse_more_than_adapter(model: LanguageModel, config: TrainingConfig) -> None:
     """Raise where something would be trained that an adapter's file does not hold."""
     if config.trained == "head":
         raise ConfigError('An adapter is trained with trained="all": the base is frozen already.')
-    more = [name for name, p in model.named_parameters() if p.requires_grad and ".adapters." not in name]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and not is_task(name)]
+    more = [name for name in trained if ".adapters." not in name]
     if more:
         raise ConfigError(f"Beside the adapter {more[0]} requires gradients, and the adapter's file would not hold it.")
 
 
 @contextmanager
-def _only(trained: str, model: LanguageModel) -> Iterator[None]:
-    """Freeze the backbone where the head alone is trained."""
+def _only(trained: str, model: LanguageModel, taught: Taught | None) -> Iterator[None]:
+    """Freeze the backbone where the head alone is trained, and the heads that the data does not reach."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     if trained == "head":
         model.backbone.requires_grad_(False)
+    idle = [model.task] if taught is None else taught.untaught(model)
+    for head in idle:
+        if head is not None:
+            head.requires_grad_(False)
+    if model.task is not None and model.task not in idle:  # an adapter froze it with the base
+        model.task.requires_grad_(True)
     try:
         yield
     finally:

@@ -22,22 +22,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..sequences import share_batch
 from .objectives import Objective
+from .taught import AnyObjective, TaughtObjective
 
 BUCKET = 2**24  # numbers that are summed in one call
 
 
 def share_objective(
-    objective: Objective, group: dist.ProcessGroup | None = None, *, bounds: Sequence[int] | None = None
+    objective: AnyObjective,
+    group: dist.ProcessGroup | None = None,
+    *,
+    bounds: Sequence[int] | None = None,
 ) -> Objective:
     """Return this process's share of an objective that every process of the group has; see ``share_batch``.
 
     Its ``weight`` is that of the share: what divides the loss is the weight of the whole objective, the sum of all.
 
     Raises:
-        ConfigError: as ``share_batch``.
+        ConfigError: as ``share_batch``; or what labels or preferences teach, which is of whole sequences.
     """
+    if isinstance(objective, TaughtObjective):
+        raise ConfigError("Labels and preferences are of whole sequences: engine.sequence_processes is for plain ones.")
     batch = share_batch(objective.batch, group, bounds=bounds)
     if batch.share is None:  # there is one process
         return objective

@@ -20,6 +20,7 @@ from .config import TrainingConfig
 from .data import Pieces, seed_of
 from .long import backward_in_pieces, seed_draws
 from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, span_masked, swapped
+from .taught import AnyObjective, TaughtBatch, TaughtObjective
 
 if TYPE_CHECKING:
     from .engines import Engine
@@ -50,8 +51,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return cast
 
 
-def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingConfig, *seed: int) -> Objective:
-    """Apply the objective that ``config`` names, on the CPU, with random numbers that are a function of ``seed``."""
+def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingConfig, *seed: int) -> AnyObjective:
+    """Return what is taught of a batch: what its data says, or of tokens the objective that ``config`` names.
+
+    It is made on the CPU, with random numbers that are a function of ``seed``.
+    """
+    if isinstance(batch, TaughtBatch):
+        return batch.objective(model)
     generator = torch.Generator().manual_seed(seed_of(config.seed, *seed))
     given = batch, model.vocabulary, generator
     if config.objective == "answer":
@@ -64,8 +70,10 @@ def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingCon
     return fill_in(*given) if config.objective == "fill-in" else causal(*given)
 
 
-def loss_sum(model: LanguageModel, objective: Objective) -> Float[Tensor, ""]:
-    """Weighted sum of the cross-entropies (nats); logits are made only where there is weight."""
+def loss_sum(model: LanguageModel, objective: AnyObjective) -> Float[Tensor, ""]:
+    """Weighted sum of the losses, for tokens cross-entropies (nats); logits are made only where there is weight."""
+    if isinstance(objective, TaughtObjective):
+        return objective.loss_sum(model)
     device = model.device
     counted = objective.weights.nonzero()[:, 0]
     batch = objective.batch.to(device)
@@ -78,7 +86,7 @@ def loss_sum(model: LanguageModel, objective: Objective) -> Float[Tensor, ""]:
 
 def backward(
     model: LanguageModel,
-    objective: Objective,
+    objective: AnyObjective,
     config: TrainingConfig,
     carried: Carried | None,
     *,
@@ -88,10 +96,10 @@ def backward(
     """Add the gradient of the loss, divided by ``total``, to that of the parameters; return it without a graph."""
     cast = partial(autocast, precision, model.device)
     if config.long == "carry":
-        assert carried is not None
+        assert carried is not None and isinstance(objective, Objective)
         return backward_carried(model, objective, carried, total=total, cast=cast)
     if config.long == "whole":
-        assert config.max_length is not None
+        assert config.max_length is not None and isinstance(objective, Objective)
         return backward_in_pieces(model, objective, tokens=config.max_length, total=total, cast=cast)
     with cast():
         loss = loss_sum(model, objective) / total

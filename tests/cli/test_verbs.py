@@ -466,3 +466,22 @@ def test_tokenize_cells(cells: Path, tmp_path: Path) -> None:
     assert (out / "unusable.tsv").read_text().split("\t")[1:3] == ["3", "cell2"]
     small = ["--set", "backbone.width=16", "--set", "backbone.depth=1", "--set", "backbone.heads=2", "--steps", "2"]
     assert main(["train", "cell-encoder", str(out), "--out", str(tmp_path / "run"), *small]) == 0
+
+
+def test_labels_from_a_tuned_model_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = pv.bio.ProteinTokenizer()
+    config = pv.backbones.TransformerConfig(len(tokenizer.vocabulary), 8, 1, heads=2, direction="bidirectional")
+    model = pv.models.LanguageModel(tokenizer, config, name="tuned").eval()
+    model.save(tmp_path / "base")
+    pv.models.add_task(model, pv.models.TaskConfig("classes", ("soluble", "not")))
+    model.save(tmp_path / "run")
+    (tmp_path / "new.fasta").write_text(">a\nMKT\n>b\nM1T\n>c\nMKTAYI\n")
+    run = [str(tmp_path / "new.fasta"), "-o", str(tmp_path / "out.csv"), "--on-error", "skip"]
+    assert main(["predict", str(tmp_path / "run"), *run]) == 0
+    table = rows(tmp_path / "out.csv")
+    assert [row["name"] for row in table] == ["a", "b", "c"] and table[1]["prediction_soluble"] == "NaN"
+    wanted = pv.inference.predict(model, ["MKT", "MKTAYI"])
+    for row, values in zip((table[0], table[2]), wanted, strict=True):
+        assert [float(row[f"prediction_{name}"]) for name in ("soluble", "not")] == pytest.approx(values, rel=1e-4)
+    assert main(["predict", str(tmp_path / "base"), *run]) == 1
+    assert "learned no labels" in capsys.readouterr().err

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 from processive.errors import ConfigError, InputError, ShapeError
+from processive.models import TaskHead
+from processive.models.task import sequence_means
 from processive.sequences import PackedBatch, Vocabulary
 from processive.training.objectives import (
-    TaskHead,
     balanced_weights,
     binary_loss,
     class_loss,
     regression_loss,
-    sequence_means,
 )
 
 NAN = math.nan

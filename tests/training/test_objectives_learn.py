@@ -10,7 +10,7 @@ import torch
 from processive import bio, chem
 from processive.backbones import TransformerConfig, XLSTMConfig
 from processive.backbones.formats.prot_xlstm import TOKENIZER
-from processive.models import LanguageModel
+from processive.models import LanguageModel, TaskHead
 from processive.sequences import PackedBatch, tokenizer_from_dict
 from processive.training import TrainingConfig, objectives, read_metrics, read_recipe, step, train
 
@@ -74,7 +74,7 @@ def test_detectors(kind, molecules):
     vocabulary = tokenizer.vocabulary
     torch.manual_seed(0)
     config = TransformerConfig(len(vocabulary), 48, 2, heads=4, direction="bidirectional")
-    model, head = LanguageModel(tokenizer, config), objectives.TaskHead(48, 1, level="token", dropout=0.0)
+    model, head = LanguageModel(tokenizer, config), TaskHead(48, 1, level="token", dropout=0.0)
     guesser = LanguageModel(tokenizer, TransformerConfig(len(vocabulary), 24, 1, heads=2, direction="bidirectional"))
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters(), *guesser.parameters()], 4e-3)
     clusters = torch.arange(len(vocabulary)) % 4

@@ -8,7 +8,7 @@ from ...errors import ConfigError
 from ...models import LanguageModel
 from ..carried import Carried
 from ..config import TrainingConfig
-from ..objectives import Objective
+from ..taught import AnyObjective
 from . import processes
 from .engine import Engine, EngineConfig
 from .plain import PlainEngine
@@ -68,7 +68,12 @@ def barrier(settings: EngineConfig) -> None:
 
 
 def make_engine(
-    model: LanguageModel, config: TrainingConfig, settings: EngineConfig, *, example: Objective, carried: Carried
+    model: LanguageModel,
+    config: TrainingConfig,
+    settings: EngineConfig,
+    *,
+    example: AnyObjective,
+    carried: Carried,
 ) -> Engine:
     """Return the engine that ``settings`` name, after ``prepare``; ``example`` is an objective as the run's own are.
 

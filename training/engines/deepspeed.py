@@ -29,10 +29,10 @@ from ..carried import Carried
 from ..checkpoint import model_tensors
 from ..config import TrainingConfig
 from ..data import Batch, even_share, seed_of
-from ..objectives import Objective
 from ..optimizer import MOMENTS, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from ..sequence_parallel import share_objective
 from ..step import DROPOUT, MASKS, autocast, chosen_precision, loss_sum, make_objective
+from ..taught import AnyObjective
 from .engine import EngineConfig
 
 BUCKET = 50_000_000  # numbers sent together, at most; DeepSpeed reserves room for them
@@ -70,7 +70,7 @@ class _Losses(nn.Module):
         super().__init__()
         self.model, self.carried, self.precision = model, Carried(), precision
 
-    def forward(self, objective: Objective) -> Float[Tensor, ""]:
+    def forward(self, objective: AnyObjective) -> Float[Tensor, ""]:
         """As ``Engine.loss_sum``."""
         with autocast(self.precision, self.model.device):
             return loss_sum(self.model, objective)
@@ -85,7 +85,7 @@ class DeepSpeedEngine:
         config: TrainingConfig,
         settings: EngineConfig,
         *,
-        example: Objective,
+        example: AnyObjective,
     ) -> None:
         """Share the model out; ``example`` shows which of its parameters take part at all.
 
@@ -127,11 +127,11 @@ class DeepSpeedEngine:
         together = self._settings.sequence_processes
         return even_share(batches, rank=self.rank // together, world_size=self.world_size // together)
 
-    def own(self, objective: Objective) -> Objective:
+    def own(self, objective: AnyObjective) -> AnyObjective:
         """As ``Engine.own``."""
         return objective if self._sharing is None else share_objective(objective, self._sharing)
 
-    def loss_sum(self, objective: Objective) -> Float[Tensor, ""]:
+    def loss_sum(self, objective: AnyObjective) -> Float[Tensor, ""]:
         """As ``Engine.loss_sum``."""
         loss: Tensor = self._engine(objective)
         return loss

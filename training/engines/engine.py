@@ -14,7 +14,7 @@ from ...models import LanguageModel
 from ...sequences import PackedBatch
 from ..carried import Carried
 from ..data import Batch
-from ..objectives import Objective
+from ..taught import AnyObjective
 
 ENGINES = ("plain", "deepspeed")
 
@@ -74,10 +74,10 @@ class Engine(Protocol):
     def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:
         """The batches that this process reads: number, sequences, and whether it counts; see ``data.even_share``."""
 
-    def own(self, objective: Objective) -> Objective:
+    def own(self, objective: AnyObjective) -> AnyObjective:
         """What is this process's of an objective: all, or where several share its batch the tokens of this one."""
 
-    def loss_sum(self, objective: Objective) -> Float[Tensor, ""]:
+    def loss_sum(self, objective: AnyObjective) -> Float[Tensor, ""]:
         """``step.loss_sum`` of what ``own`` returned, in the precision of the run."""
 
     def gradient_step(

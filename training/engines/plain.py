@@ -18,6 +18,7 @@ from ..long import loss_in_pieces
 from ..objectives import Objective
 from ..optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from ..step import autocast, chosen_precision, gradient_step, loss_sum
+from ..taught import AnyObjective
 
 
 class PlainEngine:
@@ -34,14 +35,14 @@ class PlainEngine:
         """All batches."""
         return even_share(batches, rank=0, world_size=1)
 
-    def own(self, objective: Objective) -> Objective:
+    def own(self, objective: AnyObjective) -> AnyObjective:
         """All of it."""
         return objective
 
-    def loss_sum(self, objective: Objective) -> Float[Tensor, ""]:
+    def loss_sum(self, objective: AnyObjective) -> Float[Tensor, ""]:
         """As ``Engine.loss_sum``."""
         tokens = self._config.max_length
-        if self._config.long != "cut" and tokens is not None:
+        if self._config.long != "cut" and tokens is not None and isinstance(objective, Objective):
             cast = partial(autocast, self.precision, self.model.device)
             return loss_in_pieces(self.model, objective, tokens=tokens, cast=cast)
         with autocast(self.precision, self.model.device):

@@ -1,8 +1,9 @@
 """Training objectives: token ids and a vocabulary in, inputs, targets and weights out. One file each.
 
 ``causal``, ``masked``, ``span_masked``, ``swapped``, ``fill_in`` and ``glm`` are those of the training loop, by the
-names in ``TrainingConfig.objective``, and so are ``answer`` and ``entity_masked``, where the sequences have spans. The
-others need what it does not have: a second network, labels, pairs.
+names in ``TrainingConfig.objective``, and so are ``answer`` and ``entity_masked``, where the sequences have spans.
+Labels, views and preferences come to it with their data (``training.Labelled``, ``training.Preferences``). The others
+need what it does not have: a second network, two towers.
 """
 
 from .answer import answer
@@ -18,13 +19,12 @@ from .preference import preference_loss, preference_pairs, sequence_log_likeliho
 from .replaced import cluster_replaced, count_confusions, replaced
 from .sampled import DETECTOR_WEIGHT, sampled
 from .span_masked import span_masked
-from .supervised import TaskHead, balanced_weights, binary_loss, class_loss, regression_loss, sequence_means
+from .supervised import balanced_weights, binary_loss, class_loss, regression_loss
 from .swapped import swapped
 
 __all__ = [
     "DETECTOR_WEIGHT",
     "Objective",
-    "TaskHead",
     "answer",
     "balanced_weights",
     "binary_loss",
@@ -45,7 +45,6 @@ __all__ = [
     "replaced",
     "sampled",
     "sequence_log_likelihoods",
-    "sequence_means",
     "span_masked",
     "swapped",
     "symmetric_divergence",

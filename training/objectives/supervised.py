@@ -1,4 +1,4 @@
-"""Labels: a small head on hidden states, and the losses of regression, yes-or-no and classes.
+"""Labels: the losses of regression, yes-or-no and classes.
 
 Labels are floating point and NaN where there is none, so that a table with gaps trains whole. Each loss returns a sum
 and the weight of the answers in it: sums and weights of several batches add up, and sum / weight is the mean.
@@ -9,51 +9,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...errors import ConfigError, InputError, ShapeError
-from ...sequences import PackedBatch, Vocabulary
+from ...errors import InputError, ShapeError
 
-LEVELS = ("sequence", "token")
 Loss = tuple[Float[Tensor, ""], Float[Tensor, ""]]
-
-
-class TaskHead(nn.Module):
-    """Hidden states to answers: dropout, linear, tanh, dropout, linear (as RoBERTa's classification head).
-
-    Args:
-        width: channels of the hidden states.
-        outputs: numbers per answer: values to regress, yes-or-no labels, or classes.
-        level: "sequence" averages the ordinary tokens of each sequence first; "token" answers at every token.
-        dropout: share set to zero in training.
-    """
-
-    def __init__(self, width: int, outputs: int, *, level: str = "sequence", dropout: float = 0.1) -> None:
-        super().__init__()
-        if level not in LEVELS:
-            raise ConfigError(f"A head answers per {' or '.join(LEVELS)}, not per {level!r}.")
-        self.level = level
-        self.dense, self.out = nn.Linear(width, width), nn.Linear(width, outputs)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, hidden: Float[Tensor, "tokens width"], batch: PackedBatch, vocabulary: Vocabulary
-    ) -> Float[Tensor, "rows outputs"]:
-        """Return one row per sequence, or per token."""
-        x = sequence_means(hidden, batch, vocabulary) if self.level == "sequence" else hidden
-        answers: Tensor = self.out(self.dropout(torch.tanh(self.dense(self.dropout(x)))))
-        return answers
-
-
-def sequence_means(
-    hidden: Float[Tensor, "tokens width"], batch: PackedBatch, vocabulary: Vocabulary
-) -> Float[Tensor, "sequences width"]:
-    """Average the hidden states of the tokens of each sequence that are not special; zeros where there is none."""
-    special = torch.tensor(sorted(vocabulary.special_ids), dtype=torch.int64, device=batch.tokens.device)
-    kept = (~torch.isin(batch.tokens, special)).to(hidden.dtype)
-    owner = batch.sequence_ids
-    sums = hidden.new_zeros(len(batch), hidden.shape[1]).index_add(0, owner, hidden * kept[:, None])
-    return sums / hidden.new_zeros(len(batch)).index_add(0, owner, kept).clamp(min=1)[:, None]
 
 
 def regression_loss(

@@ -1,0 +1,426 @@
+"""What adaptation is worth with few labels, on shared data: preferences, adapters, averages and ensembles.
+
+    python benchmarks/adaptation.py dpo lora averaging ensembles --data ../shared/data
+
+Each section names its splits and its baselines; a number is a mean and a standard deviation over the seeds. Settings
+are chosen on the training labels alone, by folds of positions, and never on what is tested.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import processive as pv
+import torch
+from machine import describe
+from processive import bio, chem
+from processive.backbones import TransformerConfig
+from processive.inference import embed, predict
+from processive.models import (
+    AdapterConfig,
+    HeadConfig,
+    LanguageModel,
+    TaskConfig,
+    add_adapter,
+    add_task,
+    load,
+    trainable_share,
+)
+from processive.sequences import PackedBatch
+from processive.training import (
+    Labelled,
+    Preferences,
+    TrainingConfig,
+    average,
+    average_runs,
+    cluster_folds,
+    fit_folds,
+    predict_folds,
+    read_recipe,
+    read_snapshots,
+    ties_models,
+    train,
+)
+from scipy.stats import spearmanr
+from sklearn.linear_model import RidgeCV
+
+FIRST = 24  # number of the first residue of the alignment's query
+LABELS = 200
+TEST_SHARE = 0.2  # of the positions
+BASE_MINUTES = 2.0
+
+
+class Assay:
+    """The beta-lactamase table, and the family it belongs to.
+
+    Attributes:
+        wild: the sequence that variants are named on.
+        names: variants, ``A42G``.
+        activity: fitness at 2,500 ug/ml ampicillin, log10 of the enrichment against the wild type; more is better.
+        positions: of the variants.
+        family: rows of the alignment, gaps as letters, so that a column has one position.
+    """
+
+    def __init__(self, data: Path) -> None:
+        with (data / "bio/dms/BLAT_ECOLX_Ranganathan2015_labeled.csv").open(encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        self.names = np.array([row["mutant"] for row in rows])
+        self.activity = np.array([float(row["2500"]) for row in rows])
+        self.positions = np.array([int(name[1:-1]) for name in self.names])
+        aligned = [record.text.upper().replace(".", "-") for record in bio.read(data / "bio/msa/BLAT_ECOLX.a2m")]
+        self.wild, self.family = aligned[0], list(dict.fromkeys(aligned))
+
+    def split(self, seed: int, *, labels: int = LABELS) -> tuple[np.ndarray, np.ndarray]:
+        """Return so many variants to learn from, and all variants at other positions."""
+        rng = np.random.default_rng(seed)
+        places = rng.permutation(np.unique(self.positions))
+        tested = np.isin(self.positions, places[: round(TEST_SHARE * len(places))])
+        return rng.permutation(np.flatnonzero(~tested))[:labels], np.flatnonzero(tested)
+
+    def sequences(self, rows: np.ndarray) -> list[str]:
+        return [bio.apply_variant(self.wild, name, first=FIRST) for name in self.names[rows]]
+
+    def scores(self, model: LanguageModel, rows: np.ndarray, method: str = "wild-type-marginal") -> np.ndarray:
+        return bio.score_variants(self.wild, list(self.names[rows]), model, method=method, first=FIRST)
+
+    def spearman(self, scores: np.ndarray, rows: np.ndarray) -> float:
+        return float(spearmanr(scores, self.activity[rows])[0])
+
+
+def family_model(assay: Assay, out: Path, minutes: float) -> LanguageModel:
+    """Train a masked transformer of 0.4 million parameters on the alignment."""
+    tokenizer = bio.ProteinTokenizer()
+    config = TransformerConfig(
+        len(tokenizer.vocabulary),
+        128,
+        2,
+        heads=4,
+        direction="bidirectional",
+        norm="layer",
+        activation="gelu",
+        bias=True,
+        positions="absolute",
+        max_positions=len(assay.wild) + 2,
+    )
+    torch.manual_seed(0)
+    model = LanguageModel(tokenizer, config, HeadConfig(kind="esm"), name="family")
+    settings = TrainingConfig(
+        objective="masked", minutes=minutes, batch_tokens=4096, learning_rate=2e-3, beta2=0.98, weight_decay=0.01
+    )
+    train(model, [tokenizer.encode(row) for row in assay.family], settings, out=out, progress=False)
+    return model.eval()
+
+
+def preferring(
+    base: LanguageModel, assay: Assay, rows: np.ndarray, out: Path, *, beta: float, steps: int, seed: int
+) -> LanguageModel:
+    """Tune a copy of ``base`` by DPO on the activity of ``rows``."""
+    model = copy.deepcopy(base)
+    data = Preferences.encode(
+        model.tokenizer, assay.sequences(rows), assay.activity[rows], gap=0.3, beta=beta, wild_type=assay.wild
+    ).with_reference(model)
+    settings = TrainingConfig(
+        steps=steps,
+        batch_tokens=LABELS * (len(assay.wild) + 2),  # all of them in one batch, which reads the wild type once
+        learning_rate=1e-4,
+        weight_decay=0.01,
+        floor=1.0,
+        seed=seed,
+        snapshot_every=EVERY,
+        log_every=steps,
+    )
+    train(model, data, settings, out=out, progress=False)
+    return model.eval()
+
+
+BETAS = (0.3, 1.0, 3.0)
+STEPS, EVERY = 80, 20
+
+
+def chosen_settings(base: LanguageModel, assay: Assay, rows: np.ndarray, seed: int, work: Path) -> tuple[float, int]:
+    """Choose beta and the number of steps by five folds of the positions among the labels."""
+    folds = cluster_folds(assay.positions[rows].tolist(), 5, seed=seed)
+    found: dict[tuple[float, int], np.ndarray] = {}
+    for beta in BETAS:
+        for fold in range(5):
+            out = work / f"{seed}-{beta}-{fold}"
+            model = preferring(base, assay, rows[folds != fold], out, beta=beta, steps=STEPS, seed=seed)
+            for step, weights in read_snapshots(out).items():
+                model.load_state_dict({**model.state_dict(), **weights})
+                scores = found.setdefault((beta, step), np.zeros(len(rows)))
+                scores[folds == fold] = assay.scores(model, rows[folds == fold])
+    return max(found, key=lambda setting: assay.spearman(found[setting], rows))
+
+
+def ridge(base: LanguageModel, assay: Assay, rows: np.ndarray, test: np.ndarray, *, with_score: bool) -> float:
+    """Ridge regression on mean embeddings, its strength by leave-one-out; perhaps beside the zero-shot score."""
+    parts = []
+    for chosen in (rows, test):
+        x = embed(base, assay.sequences(chosen)).astype(np.float64)
+        parts.append(np.column_stack((x, assay.scores(base, chosen))) if with_score else x)
+    mean, spread = parts[0].mean(0), parts[0].std(0) + 1e-12
+    fit = RidgeCV(np.logspace(-2, 6, 33)).fit((parts[0] - mean) / spread, assay.activity[rows])
+    return assay.spearman(fit.predict((parts[1] - mean) / spread), test)
+
+
+def dpo(data: Path, work: Path, seeds: int) -> None:
+    """Spearman on variants at positions without labels: before and after DPO on 200 labels, and ridge beside it."""
+    assay = Assay(data)
+    start = time.perf_counter()
+    base = family_model(assay, work / "family", BASE_MINUTES)
+    everything = np.arange(len(assay.names))
+    print(
+        f"base: {base.parameters_count:,} parameters, {time.perf_counter() - start:.0f} s on {len(assay.family)} rows"
+    )
+    for method in ("masked-marginal", "wild-type-marginal"):
+        found = assay.spearman(assay.scores(base, everything, method), everything)
+        print(f"zero-shot, all {len(everything)} variants, {method}: {found:.3f}", flush=True)
+    columns: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        start = time.perf_counter()
+        rows, test = assay.split(seed)
+        beta, steps = chosen_settings(base, assay, rows, seed, work)
+        tuned = preferring(base, assay, rows, work / f"{seed}-chosen", beta=beta, steps=steps, seed=seed)
+        line = {
+            "zero-shot, masked marginal": assay.spearman(assay.scores(base, test, "masked-marginal"), test),
+            "zero-shot, wild-type marginal": assay.spearman(assay.scores(base, test), test),
+            "DPO, wild-type marginal": assay.spearman(assay.scores(tuned, test), test),
+            "ridge on embeddings": ridge(base, assay, rows, test, with_score=False),
+            "ridge on embeddings and zero-shot score": ridge(base, assay, rows, test, with_score=True),
+        }
+        for name, value in line.items():
+            columns.setdefault(name, []).append(value)
+        numbers = ", ".join(f"{value:.3f}" for value in line.values())
+        took = time.perf_counter() - start
+        print(f"seed {seed}: {numbers}; beta {beta}, {steps} steps, {len(test)} variants, {took:.0f} s", flush=True)
+    report(columns)
+    best = np.maximum(columns["zero-shot, masked marginal"], columns["zero-shot, wild-type marginal"])
+    gain = np.array(columns["DPO, wild-type marginal"]) - best
+    each = ", ".join(f"{value:+.3f}" for value in gain)
+    print(f"gain of DPO over the better zero-shot score: {gain.mean():+.3f} ({each})")
+
+
+def report(columns: dict[str, list[float]]) -> None:
+    """Print mean and standard deviation of each column."""
+    for name, values in columns.items():
+        print(f"{name:45} {summary(values)}")
+
+
+class Solubility:
+    """ESOL under scaffold split, and a small Chem-xLSTM that has read ChEMBL.
+
+    Attributes:
+        smiles: molecules.
+        y: their measured log solubility, mol/l.
+        base: the language model.
+    """
+
+    def __init__(self, data: Path, out: Path) -> None:
+        with (data / "chem/moleculenet/esol.csv").open(encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        self.smiles = [row["smiles"].strip() for row in rows]
+        self.y = np.array([float(row["measured log solubility in mols per litre"]) for row in rows])
+        recipe = read_recipe("chem-xlstm", "tiny", {"training.minutes": BASE_MINUTES})
+        assert recipe.training is not None
+        tokenizer = chem.make_tokenizer(recipe.tokenizer, [])
+        with zipfile.ZipFile(data / "chem/chembl31/mini_train.zip") as archive:
+            texts = archive.read("mini_train.txt").decode().split()
+        self.base = recipe.build(tokenizer)
+        train(self.base, [tokenizer.encode(text) for text in texts], recipe.training, out=out, progress=False)
+        self.base.eval()
+
+    def part(self, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
+        return [self.smiles[row] for row in rows], self.y[rows]
+
+    def split(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found = chem.scaffold_split(self.smiles, seed=seed)
+        return np.array(found.train), np.array(found.valid), np.array(found.test)
+
+
+def error(predicted: np.ndarray, y: np.ndarray) -> float:
+    """Root mean square error."""
+    return float(np.sqrt(np.mean((predicted - y) ** 2)))
+
+
+TUNING = {"head": 5e-3, "lora": 3e-3, "full": 1e-3}  # learning rates
+
+
+def predictor(base: LanguageModel, tuning: str, *, epochs: int, seed: int) -> pv.SequencePredictor:
+    config = TrainingConfig(epochs=epochs, batch_tokens=4096, learning_rate=TUNING[tuning], weight_decay=0.01)
+    return pv.SequencePredictor(base, tuning=tuning, config=config, adapter=AdapterConfig(rank=8), seed=seed)
+
+
+def memory(base: LanguageModel, tuning: str, x: Sequence[str]) -> str:
+    """Count what one step on the first 4,096 tokens of ``x`` holds, in MB, by what it is."""
+    model = copy.deepcopy(base)
+    add_task(model, TaskConfig("regression", ("y",)))
+    if tuning == "lora":
+        add_adapter(model, AdapterConfig(rank=8))
+        model.task.requires_grad_(True)
+    if tuning == "head":
+        model.requires_grad_(False)
+        model.task.requires_grad_(True)
+    model.head.requires_grad_(False)
+    batch = PackedBatch.from_sequences(fitting([model.tokenizer.encode(text) for text in x], 4096))
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        answers = model.task(model.backbone(batch)[0], batch, model.vocabulary)
+    kept = sum(saved.values())
+    answers.sum().backward()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    parts = [weights / 1e6, trained / 1e6, 2 * trained / 1e6, kept / 1e6]
+    words = zip(("weights", "gradients", "Adam", "saved for the backward"), parts, strict=True)
+    return f"{sum(parts):.1f} MB: {', '.join(f'{name} {part:.1f}' for name, part in words)}"
+
+
+def fitting(sequences: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
+    """The first sequences that hold at most so many tokens together."""
+    ends = np.cumsum([len(sequence) for sequence in sequences])
+    return list(sequences[: int(np.searchsorted(ends, tokens, side="right"))])
+
+
+def lora(data: Path, work: Path, seeds: int) -> None:
+    """Head, adapter and all weights, on 400 beta-lactamase variants (Spearman at other positions) and ESOL (RMSE)."""
+    assay, molecules = Assay(data), Solubility(data, work / "molecules")
+    family = family_model(assay, work / "family", BASE_MINUTES)
+    for tuning in TUNING:
+        protein, molecule, share = [], [], 0.0
+        start = time.perf_counter()
+        for seed in range(seeds):
+            rows, test = assay.split(seed, labels=400)
+            fitted = predictor(family, tuning, epochs=8, seed=seed).fit(assay.sequences(rows), assay.activity[rows])
+            protein.append(assay.spearman(fitted.predict(assay.sequences(test)), test))
+            own, valid, tested = molecules.split(seed)
+            fitted = predictor(molecules.base, tuning, epochs=20, seed=seed)
+            fitted.fit(*molecules.part(own), validation=molecules.part(valid))
+            x, y = molecules.part(tested)
+            molecule.append(error(fitted.predict(x), y))
+        took = time.perf_counter() - start
+        print(f"{tuning:4}: protein {summary(protein)}, ESOL {summary(molecule)}, {took:.0f} s")
+        for name, base, x in (
+            ("protein", family, assay.sequences(np.arange(20))),
+            ("ESOL", molecules.base, molecules.smiles),
+        ):
+            share = trained_share(base, tuning)
+            print(f"      {name:7} trains {share:7.2%}; a step holds {memory(base, tuning, x)}", flush=True)
+
+
+def trained_share(base: LanguageModel, tuning: str) -> float:
+    """Share of all parameters that is trained."""
+    model = copy.deepcopy(base)
+    model.requires_grad_(tuning == "full")
+    model.head.requires_grad_(False)
+    if tuning == "lora":
+        add_adapter(model, AdapterConfig(rank=8))
+    add_task(model, TaskConfig("regression", ("y",)))
+    return trainable_share(model)
+
+
+def averaging(data: Path, work: Path, seeds: int) -> None:
+    """RMSE on ESOL: a run, its last checkpoints averaged, three runs with one head averaged, and merged by TIES."""
+    molecules = Solubility(data, work / "molecules")
+    columns: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        own, _, tested = molecules.split(seed)
+        x, y = molecules.part(tested)
+        labelled = Labelled.encode(molecules.base.tokenizer, *molecules.part(own))
+        start = copy.deepcopy(molecules.base)
+        add_task(start, labelled.task("solubility"), seed=seed)
+        runs, singles, smooth = [], [], []
+        for run in range(3):
+            model, out = copy.deepcopy(start), work / f"{seed}-{run}"
+            config = TrainingConfig(
+                steps=160, batch_tokens=4096, learning_rate=1e-3, weight_decay=0.01, seed=run, snapshot_every=20
+            )
+            train(model, labelled, config, out=out, progress=False)
+            singles.append(tested_error(model.eval(), model.state_dict(), x, y))
+            last = [weights for _, weights in sorted(read_snapshots(out).items())][-3:]
+            smooth.append(tested_error(model, {**model.state_dict(), **average(last)}, x, y))
+            runs.append(out)
+        together = average_runs(runs).state_dict()
+        merged = ties_models(start.state_dict(), [load(run).state_dict() for run in runs], density=0.5)
+        line = {
+            "a run": float(np.mean(singles)),
+            "its last 3 checkpoints averaged": float(np.mean(smooth)),
+            "3 runs averaged": tested_error(model, together, x, y),
+            "3 runs merged by TIES": tested_error(model, merged, x, y),
+        }
+        for name, value in line.items():
+            columns.setdefault(name, []).append(value)
+        print(f"seed {seed}: {', '.join(f'{value:.3f}' for value in line.values())}", flush=True)
+    report(columns)
+
+
+def tested_error(model: LanguageModel, weights: Mapping[str, torch.Tensor], x: Sequence[str], y: np.ndarray) -> float:
+    """Root mean square error with other weights in a copy of the model."""
+    other = copy.deepcopy(model)
+    other.load_state_dict(dict(weights))
+    return error(predict(other.eval(), x), y)
+
+
+def ensembles(data: Path, work: Path, seeds: int) -> None:
+    """ESOL: five members, each without one fold of scaffolds; their mean, and whether they disagree where they err."""
+    molecules = Solubility(data, work / "molecules")
+    columns: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        own, valid, tested = molecules.split(seed)
+        rows = np.concatenate((own, valid))
+        (texts, labels), (x, y) = molecules.part(rows), molecules.part(tested)
+        folds = cluster_folds(chem.scaffold_groups(texts), 5, seed=seed)
+        members = fit_folds(lambda fold: predictor(molecules.base, "full", epochs=20, seed=fold), texts, labels, folds)
+        together = predict_folds(members, x)
+        line = {
+            "RMSE of a member": float(np.mean([error(np.asarray(member.predict(x)), y) for member in members])),
+            "RMSE of the ensemble": error(together.mean, y),
+            "Spearman of disagreement and error": float(spearmanr(together.deviation, np.abs(together.mean - y))[0]),
+        }
+        for name, value in line.items():
+            columns.setdefault(name, []).append(value)
+        print(f"seed {seed}: {', '.join(f'{value:.3f}' for value in line.values())}", flush=True)
+    report(columns)
+
+
+def summary(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{np.mean(values):.3f}" + (f" +- {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+SECTIONS = {"dpo": dpo, "lora": lora, "averaging": averaging, "ensembles": ensembles}
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    print(describe("scikit-learn", "scipy"))
+    for name in options.sections:
+        print(f"\n== {name}: {SECTIONS[name].__doc__}", flush=True)
+        with tempfile.TemporaryDirectory() as work:
+            SECTIONS[name](options.data, Path(work), options.seeds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
