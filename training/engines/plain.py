@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...models import LanguageModel
 from ...sequences import PackedBatch
@@ -23,7 +23,8 @@ class PlainEngine:
     rank, world_size = 0, 1
 
     def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
-        self.model = self.module = model
+        self.model = model
+        self.module: nn.Module = model
         self.precision = chosen_precision(config.precision, model.device)
         self._config, self._optimizer = config, make_optimizer(model, config)
 
