@@ -15,7 +15,7 @@ import pytest
 @pytest.mark.parametrize("long", ["cut", "carry"])
 def test_killed_and_resumed_equals_uninterrupted(long, tmp_path):
     script = Path(__file__).with_name("killed.py")
-    done = subprocess.run([sys.executable, script, tmp_path, "11", long], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, script, tmp_path, "15", long], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "save_file" in done.stdout and "rename" in done.stdout  # the moments of writing were among them
     assert int(done.stdout.split()[0]) >= 20

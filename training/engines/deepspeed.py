@@ -98,8 +98,13 @@ class DeepSpeedEngine:
         self.model, self.precision = model, precision
         self._config, self._settings, self._example = config, settings, example
         self._deepspeed = deepspeed
+<<<<<<< HEAD
         self._counts = dist.new_group(backend="gloo")  # sums of a few numbers do not wait for a GPU
         self._sharing = _sequence_group(settings.sequence_processes)
+=======
+        # Sums of a few numbers do not wait for a GPU.
+        self._counts = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+>>>>>>> engine
         self._shapes = {name: tensor.shape for name, tensor in model_tensors(model).items()}
         trained = _take_over(model)
         wrapped = _Losses(trained, precision)
@@ -116,7 +121,8 @@ class DeepSpeedEngine:
                 config, settings, world_size=self.world_size, parameters=sum(p.numel() for p in trained.parameters())
             ),
         )[0]
-        self._trained, self.module = trained, wrapped
+        self._trained = trained
+        self.module: nn.Module = wrapped
         if settings.zero_stage in (1, 2):
             _begin_moments(self._optimizer)
         for parameter in model.parameters():  # only now, for what was refused above leaves the model as it was
@@ -257,7 +263,7 @@ class DeepSpeedEngine:
         if self._settings.zero_stage < 3:
             utils.safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
             return
-        each = parameter.ds_tensor.numel()  # the last part is padded, which setting the whole does not allow for
+        each = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # the last part is padded, which setting the whole does not allow for
         padded = torch.zeros(each * self.world_size)
         padded[: value.numel()] = value.flatten()
         part = padded[each * self.rank : each * (self.rank + 1)].to(parameter.device)

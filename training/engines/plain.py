@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...models import LanguageModel
 from ...sequences import PackedBatch
@@ -26,8 +26,14 @@ class PlainEngine:
 
     rank, world_size = 0, 1
 
+<<<<<<< HEAD
     def __init__(self, model: LanguageModel, config: TrainingConfig, carried: Carried) -> None:
         self.model, self.module, self.carried = model, model, carried
+=======
+    def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
+        self.model = model
+        self.module: nn.Module = model
+>>>>>>> engine
         self.precision = chosen_precision(config.precision, model.device)
         self._config, self._optimizer = config, make_optimizer(model, config)
 

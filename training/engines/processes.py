@@ -69,7 +69,8 @@ def join(device: torch.device) -> None:
     if launched():
         dist.init_process_group(backend, timeout=PATIENCE)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=PATIENCE)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not list it
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=PATIENCE)
     atexit.register(_leave)
 
 

@@ -46,7 +46,11 @@ def run(phase: str, folder: Path, *, processes: int) -> None:
         )
         for environment in (environments(processes) if processes > 1 else alone)
     ]
-    said = [child.communicate(timeout=600)[0] for child in children]
+    try:
+        said = [child.communicate(timeout=900)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
     assert not any(child.returncode for child in children), "\n".join(text[-3000:] for text in said)
     assert said == [""] * len(children), said  # neither DeepSpeed nor torch is heard
 
