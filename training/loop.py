@@ -311,9 +311,7 @@ def _check_fits(
     if config.long == "cut":
         return
     if taught:
-        raise ConfigError(
-            f'long="{config.long}" is of plain sequences; those with labels are read whole.'
-        )
+        raise ConfigError(f'long="{config.long}" is of plain sequences; those with labels are read whole.')
     (check_carried if config.long == "carry" else check_causal)(model)
 
 

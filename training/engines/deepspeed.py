@@ -68,7 +68,7 @@ class _Losses(nn.Module):
 
     def __init__(self, model: LanguageModel, precision: str) -> None:
         super().__init__()
-        self.model, self.carried, self.precision = model, Carried(), precision
+        self.model, self.precision = model, precision
 
     def forward(self, objective: AnyObjective) -> Float[Tensor, ""]:
         """As ``Engine.loss_sum``."""
@@ -95,16 +95,12 @@ class DeepSpeedEngine:
         deepspeed = import_deepspeed(model.device)
         precision = chosen_precision(config.precision, model.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.model, self.precision = model, precision
+        self.model, self.carried, self.precision = model, Carried(), precision
         self._config, self._settings, self._example = config, settings, example
         self._deepspeed = deepspeed
-<<<<<<< HEAD
-        self._counts = dist.new_group(backend="gloo")  # sums of a few numbers do not wait for a GPU
-        self._sharing = _sequence_group(settings.sequence_processes)
-=======
         # Sums of a few numbers do not wait for a GPU.
         self._counts = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
->>>>>>> engine
+        self._sharing = _sequence_group(settings.sequence_processes)
         self._shapes = {name: tensor.shape for name, tensor in model_tensors(model).items()}
         trained = _take_over(model)
         wrapped = _Losses(trained, precision)

@@ -26,14 +26,9 @@ class PlainEngine:
 
     rank, world_size = 0, 1
 
-<<<<<<< HEAD
     def __init__(self, model: LanguageModel, config: TrainingConfig, carried: Carried) -> None:
-        self.model, self.module, self.carried = model, model, carried
-=======
-    def __init__(self, model: LanguageModel, config: TrainingConfig) -> None:
-        self.model = model
+        self.model, self.carried = model, carried
         self.module: nn.Module = model
->>>>>>> engine
         self.precision = chosen_precision(config.precision, model.device)
         self._config, self._optimizer = config, make_optimizer(model, config)
 
