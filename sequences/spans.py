@@ -68,7 +68,7 @@ class SpannedBatch(PackedBatch):
     @classmethod
     def of(cls, batch: PackedBatch, spans: Iterable[Iterable[Span]]) -> SpannedBatch:
         """Give ``batch`` the spans of each of its sequences."""
-        return cls(batch.tokens, batch.cu_seqlens, batch.positions, batch.conditions, tuple(map(tuple, spans)))
+        return cls(batch.tokens, batch.cu_seqlens, batch.positions, batch.conditions, spans=tuple(map(tuple, spans)))
 
 
 def has_spans(sequences: object) -> bool:

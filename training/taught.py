@@ -77,7 +77,7 @@ class Taught(Sequence[NDArray[np.integer]], ABC):
             rows = np.concatenate([self._units[int(unit)] for unit in indices])
         lengths = torch.tensor([len(self.sequences[int(row)]) for row in rows], dtype=torch.int64)
         cut = PackedBatch.from_lengths(batch.tokens, lengths)
-        return TaughtBatch(cut.tokens, cut.cu_seqlens, cut.positions, batch.conditions, self, rows)
+        return TaughtBatch(cut.tokens, cut.cu_seqlens, cut.positions, batch.conditions, source=self, rows=rows)
 
     @abstractmethod
     def objective(self, batch: PackedBatch, rows: NDArray[np.int64], model: LanguageModel) -> TaughtObjective:
