@@ -15,8 +15,9 @@ from processive.inference import predict
 from processive.models import AdapterConfig, add_adapter, add_task, load, load_adapter
 from processive.sequences import PackedBatch
 from processive.sequences import tokenizer as tokenizers
-from processive.training import Labelled, Mixture, Preferences, TrainingConfig, loop, step, train
+from processive.training import Labelled, Mixture, Preferences, TrainingConfig, step, train
 from processive.training.data import Pieces
+from processive.training.engines import plain
 from processive.training.optimizer import make_optimizer
 from safetensors.torch import load_file
 
@@ -232,7 +233,7 @@ def test_a_killed_run_goes_on_bit_for_bit(kind, make_model, sequences, tmp_path,
     model.load_state_dict(start)
     stopping = _Stopping(3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "gradient_step", stopping)
+        patch.setattr(plain, "gradient_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             train(model, data, config, out=tmp_path / "run", progress=False)
     train(model, data, config, out=tmp_path / "run", resume=True, progress=False)
