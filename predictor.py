@@ -94,6 +94,7 @@ class SequencePredictor:
         Raises:
             ConfigError: an argument cannot work.
             InputError: a record or a label cannot be used, with its number.
+            KeyboardInterrupt: Ctrl-C was pressed; what was fitted before stays.
         """
         from .models import AdapterConfig, add_adapter, add_task, merge_adapter, remove_adapters
         from .training import TrainingConfig, read_metrics, train
@@ -112,7 +113,9 @@ class SequencePredictor:
         if self.tuning == "lora":
             add_adapter(model, self.adapter or AdapterConfig(), seed=self.seed)
         with tempfile.TemporaryDirectory() as out:
-            train(model, data, config, out=out, validation=held_out, progress=self.progress)
+            metrics = train(model, data, config, out=out, validation=held_out, progress=self.progress)
+            if metrics["interrupted"]:
+                raise KeyboardInterrupt
             self.history_ = read_metrics(out)
             if held_out is not None:
                 _keep_best(model, Path(out), self.history_)
