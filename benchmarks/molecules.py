@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from processive import chem, inference
 from processive.sequences import replacing
 from processive.training import TrainingConfig, read_recipe, train
-from processive.training.data import epoch_batches
+from processive.training.batches import epoch_batches
 from torch import Tensor, nn
 
 LSTM_RATE, LSTM_BATCH = 3e-3, 64

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..sequences import PackedBatch
-from .data import BLOCK, Order, Pieces, check_tokens
+from .batches import BLOCK, Order
+from .data import Pieces, check_tokens
 
 GREEDY = 2**16  # sequences dealt one by one, the longest ones
 STRIDE = 2**10  # sequences between two places of a lane that are known

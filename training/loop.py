@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones import TransformerConfig, config_to_dict, to_plain
-from ..errors import ConfigError, ProcessiveError
+from ..errors import ConfigError
 from ..kernels import keep_freed_memory
 from ..models import LanguageModel, ModelCard, adapter_settings, fingerprint, save_adapter, used_adapter
 from ..models.adapters import is_task
-from ..sequences import PackedBatch, check_writable, tokenizer_to_dict
+from ..sequences import check_writable, tokenizer_to_dict
 from .carried import Carried, check_carried
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import (
@@ -38,13 +34,14 @@ from .checkpoint import (
     write_snapshot,
 )
 from .config import OBJECTIVES, WITH_SPANS, TrainingConfig
-from .data import Mixture, Order, Pieces, Sequences
+from .data import Mixture, Pieces, Sequences
 from .engines import Engine, EngineConfig, barrier, make_engine, prepare
-from .lanes import Lanes, Spans
 from .long import check_causal
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
+from .plan import count_tokens, plan, read_batch, share_done
 from .record import begin_record, finish_record
+from .report import Window, progress_bar, show_metrics
 from .schedule import SCHEDULES
 from .step import MASKS, make_objective, validation_loss
 from .taught import AnyObjective, Taught, check_taught
@@ -58,64 +55,6 @@ WITHOUT_EFFECT = (
     "snapshot_every",
     "gradient_checkpointing",
 )  # on the weights
-
-
-class Step(NamedTuple):
-    """One step of the plan: its epoch, its place there, the steps of that epoch, the sequences of its batches."""
-
-    epoch: int
-    position: int
-    of: int
-    batches: Sequence[Order | Spans]
-
-
-def plan(pieces: Pieces, config: TrainingConfig, standing: Standing) -> Iterator[Step]:
-    """Yield the steps that come after ``standing``, without end."""
-    position, each = standing.position, config.accumulation
-    for epoch in itertools.count(standing.epoch):
-        if config.long == "carry":
-            assert config.max_length is not None
-            lanes = Lanes(
-                pieces.lengths,
-                pieces.order(seed=config.seed, epoch=epoch),
-                tokens=config.max_length,
-                lanes=config.batch_tokens // config.max_length,
-                batches=each,
-            )
-            for number in range(position, len(lanes)):
-                yield Step(epoch, number, len(lanes), lanes[number])
-        else:
-            batches = pieces.batches(batch_tokens=config.batch_tokens, seed=config.seed, epoch=epoch)
-            of = -(-len(batches) // each)
-            for number in range(position, of):
-                yield Step(epoch, number, of, batches[number * each : (number + 1) * each])
-        position = 0
-
-
-def read_batch(pieces: Pieces, chosen: Order | Spans, *, vocabulary_size: int) -> PackedBatch:
-    """Read the pieces, or the spans of lanes, of one batch.
-
-    Raises:
-        InputError: a token id is not in the vocabulary.
-    """
-    if isinstance(chosen, Spans):
-        return chosen.batch(pieces, vocabulary_size=vocabulary_size)
-    return pieces.batch(chosen, vocabulary_size=vocabulary_size)
-
-
-def count_tokens(pieces: Pieces, chosen: Order | Spans) -> int:
-    """Tokens of one batch, those that stand in two of them because a sequence is cut there once."""
-    return chosen.tokens if isinstance(chosen, Spans) else int(pieces.lengths[chosen].sum(dtype=np.int64))
-
-
-def share_done(config: TrainingConfig, standing: Standing, step: Step) -> float:
-    """Share of the run that is done when ``step`` is taken (with ``minutes``: that is done now)."""
-    if config.steps is not None:
-        return (standing.step + 1) / config.steps
-    if config.epochs is not None:
-        return (step.epoch + (step.position + 1) / step.of) / config.epochs
-    assert config.minutes is not None
-    return standing.seconds / (60 * config.minutes)
 
 
 def train(
@@ -238,7 +177,7 @@ def _train(
     try:
         model.train()
         model.backbone.gradient_checkpointing = config.gradient_checkpointing
-        with torch.random.fork_rng(devices), _stop_asked() as stop_asked, _bar(progress and rank == 0) as bar:
+        with torch.random.fork_rng(devices), _stop_asked() as stop_asked, progress_bar(progress and rank == 0) as bar:
             carried = Carried.read(find_checkpoint(out), model)
             engine = make_engine(model, config, settings, example=_example(model, pieces, config), carried=carried)
             engine.load_optimizer(moments)
@@ -382,7 +321,7 @@ def _run(
     """Take steps until the run is done or asked to stop; return the last metrics."""
     metrics: dict[str, Any] = (read_metrics(out) or [{}])[-1]
     interrupted = False
-    window = _Window(standing)
+    window = Window(standing)
     began = time.monotonic() - standing.seconds
     saved = standing.seconds
     for step in plan(pieces, config, standing):
@@ -432,7 +371,7 @@ def _run(
         if held_out is not None and not interrupted:
             metrics["validation_loss"] = validation_loss(engine, held_out, config)
         _report(engine, out, metrics, bar)
-    _show(bar, metrics)
+    show_metrics(bar, metrics)
     _save(engine, out, standing, identity)
     device = str(engine.model.device)
     return {**metrics, "precision": engine.precision, "device": device, "interrupted": interrupted}
@@ -442,7 +381,7 @@ def _report(engine: Engine, out: Path, metrics: dict[str, Any], bar: tqdm[Any]) 
     """Write a line of metrics and show it; the first process does."""
     if engine.rank == 0:
         append_metrics(out, metrics)
-        _show(bar, metrics)
+        show_metrics(bar, metrics)
 
 
 def _save(engine: Engine, out: Path, standing: Standing, identity: dict[str, Any]) -> None:
@@ -450,43 +389,6 @@ def _save(engine: Engine, out: Path, standing: Standing, identity: dict[str, Any
     weights, moments = engine.tensors(), engine.optimizer_tensors()
     if engine.rank == 0:
         write_checkpoint(out, weights, moments, standing, identity, carried=engine.carried)
-
-
-class _Window:
-    """Losses since the last line of metrics; read only there, so that a GPU is not waited for at each step."""
-
-    def __init__(self, standing: Standing) -> None:
-        self.losses: list[Tensor] = []
-        self.norm, self.rate = torch.zeros(()), 0.0
-        self.tokens, self.time = standing.tokens, time.monotonic()
-
-    def add(self, loss: Tensor, norm: Tensor, rate: float) -> None:
-        self.losses.append(loss)
-        self.norm, self.rate = norm, rate
-
-    def close(self, standing: Standing, out: Path) -> dict[str, Any]:
-        """Return the line of metrics and begin the next window."""
-        loss, norm = float(torch.stack(self.losses).mean()), float(self.norm)
-        if not math.isfinite(loss + norm):
-            kept = find_checkpoint(out)
-            raise ProcessiveError(
-                f"Training failed at step {standing.step}: the loss is {loss} and the gradient norm {norm}. "
-                + (f"The last checkpoint is in {kept}. " if kept else "")
-                + "Train with a lower learning rate."
-            )
-        now = time.monotonic()
-        line = {
-            "step": standing.step,
-            "epoch": standing.epoch,
-            "loss": loss,
-            "learning_rate": self.rate,
-            "gradient_norm": norm,
-            "tokens": standing.tokens,
-            "tokens_per_second": round((standing.tokens - self.tokens) / max(now - self.time, 1e-9), 1),
-            "seconds": round(standing.seconds, 3),
-        }
-        self.losses, self.tokens, self.time = [], standing.tokens, now
-        return line
 
 
 @contextmanager
@@ -509,29 +411,3 @@ def _stop_asked() -> Iterator[Callable[[], bool]]:
     finally:
         for number, old in before.items():
             signal.signal(number, signal.SIG_DFL if old is None else old)
-
-
-def _live() -> bool:
-    """Whether somebody watches the bar: a terminal or a notebook, not a log file."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
-
-
-def _bar(shown: bool) -> tqdm[Any]:
-    """A bar over the share of the run that is done, whatever limits it."""
-    return tqdm(
-        total=1.0,
-        disable=not shown,
-        mininterval=0.5 if _live() else 10.0,
-        bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-        desc="training ",
-    )
-
-
-def _show(bar: tqdm[Any], metrics: dict[str, Any]) -> None:
-    if not metrics:
-        return
-    values = [f"step {metrics['step']}", f"loss {metrics['loss']:.3f}"]
-    if "validation_loss" in metrics:
-        values.append(f"validation {metrics['validation_loss']:.3f}")
-    values.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
-    bar.set_postfix_str(", ".join(values), refresh=_live())

@@ -15,9 +15,10 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..models import LanguageModel
 from ..sequences import PackedBatch, pack, spans_in
+from .batches import seed_of
 from .carried import Carried, backward_carried
 from .config import TrainingConfig
-from .data import Pieces, seed_of
+from .data import Pieces
 from .long import backward_in_pieces, seed_draws
 from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, span_masked, swapped
 from .taught import AnyObjective, TaughtBatch, TaughtObjective

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processive.errors import InputError
 from processive.sequences import TokenStore, unused_share
-from processive.training.data import Pieces, epoch_batches, seed_of
+from processive.training.batches import epoch_batches, seed_of
+from processive.training.data import Pieces
 
 
 @settings(deadline=None, max_examples=60)

@@ -16,6 +16,7 @@ from processive.sequences import PackedBatch
 from processive.training import TrainingConfig, checkpoint, loop, read_metrics, step, train
 from processive.training.data import Pieces
 from processive.training.optimizer import make_optimizer
+from processive.training.plan import plan
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -258,9 +259,9 @@ def test_objective_and_backbone_must_fit(make_model, sequences, tmp_path):
 def test_plan_goes_on_where_it_stood(sequences):
     pieces = Pieces(sequences)
     config = TrainingConfig(epochs=2, batch_tokens=60, accumulation=2)
-    steps = loop.plan(pieces, config, loop.Standing())
+    steps = plan(pieces, config, loop.Standing())
     first = [next(steps) for _ in range(8)]
     assert {s.epoch for s in first} == {0, 1}
     for i, wanted in enumerate(first):
-        found = next(loop.plan(pieces, config, loop.Standing(epoch=wanted.epoch, position=wanted.position)))
+        found = next(plan(pieces, config, loop.Standing(epoch=wanted.epoch, position=wanted.position)))
         assert [b.tolist() for b in found.batches] == [b.tolist() for b in first[i].batches]

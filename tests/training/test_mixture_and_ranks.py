@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from processive.errors import ConfigError
 from processive.sequences import TokenStore, unused_share
 from processive.training import Mixture, TrainingConfig, checkpoint, loop, train
-from processive.training.data import Pieces, endless, epoch_batches, rank_share, shuffled
+from processive.training.batches import endless, epoch_batches, rank_share, shuffled
+from processive.training.data import Pieces
+from processive.training.plan import plan
 
 PROTEINS = Path(__file__).parents[3] / "shared" / "data" / "bio" / "protein" / "QUERY.fasta"
 
@@ -116,7 +118,7 @@ def test_there_is_no_rank_beyond_the_last():
 def test_an_epoch_over_ranks_is_the_epoch(sequences):
     pieces = Pieces(sequences)
     config = TrainingConfig(epochs=1, batch_tokens=60, accumulation=4)
-    steps = list(islice(loop.plan(pieces, config, loop.Standing()), 3))
+    steps = list(islice(plan(pieces, config, loop.Standing()), 3))
     read = [
         i
         for step in steps

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from ...errors import ConfigError, InputError, needs
 from ...models import LanguageModel
 from ...sequences import PackedBatch
+from ..batches import Batch, even_share, seed_of
 from ..carried import Carried
 from ..checkpoint import model_tensors
 from ..config import TrainingConfig
-from ..data import Batch, even_share, seed_of
 from ..optimizer import MOMENTS, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from ..sequence_parallel import share_objective
 from ..step import DROPOUT, MASKS, autocast, chosen_precision, loss_sum, make_objective

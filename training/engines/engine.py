@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...models import LanguageModel
 from ...sequences import PackedBatch
+from ..batches import Batch
 from ..carried import Carried
-from ..data import Batch
 from ..taught import AnyObjective
 
 ENGINES = ("plain", "deepspeed")

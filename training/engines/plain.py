@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ...models import LanguageModel
 from ...sequences import PackedBatch
+from ..batches import Batch, even_share
 from ..carried import Carried
 from ..checkpoint import model_tensors
 from ..config import TrainingConfig
-from ..data import Batch, even_share
 from ..long import loss_in_pieces
 from ..objectives import Objective
 from ..optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processive.cli import main
 from processive.errors import ConfigError
-from processive.training.data import even_share, rank_share
+from processive.training.batches import even_share, rank_share
 from processive.training.engines import processes
 
 posix = pytest.mark.skipif(os.name != "posix", reason="the stand-in for Python is a shell script")
