@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from .inputs import DeviceOption, OnError, OnErrorOption, check_device, read_records, record_columns
 
 if TYPE_CHECKING:
+    from ..models import LanguageModel
     from .outputs import Column
 
 
@@ -56,7 +57,7 @@ def _by_language_model(model: Path, data: Path, on_error: OnError, device: str) 
     from ..inference.predict import predict, task_of
     from ..models import load
 
-    loaded = load(model, device=device)
+    loaded: LanguageModel = load(model, device=device)
     task, domain = task_of(loaded), loaded.tokenizer.domain
     if task.level == "token" or domain not in ("bio", "chem"):
         of = "each token" if task.level == "token" else f"records of {domain}"

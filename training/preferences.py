@@ -260,7 +260,7 @@ def log_likelihoods(
     owner, place = (variants != wild).nonzero(as_tuple=True)
     if wild_type.marginal == "masked-marginal":
         read = variants.masked_fill(variants != wild, model.vocabulary.require("mask"))
-        contexts, context = read.unique(dim=0, return_inverse=True)  # variants of one site are read once
+        contexts, context = torch.unique(read, dim=0, return_inverse=True)  # variants of one site are read once
     else:
         contexts, context = wild[None], torch.zeros(len(batch), dtype=torch.int64)
     inputs = PackedBatch.from_sequences(list(contexts), device=model.device)

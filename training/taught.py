@@ -146,7 +146,7 @@ def encoded(tokenizer: Tokenizer, records: Sequence[Any]) -> list[NDArray[np.int
     Raises:
         InputError: one cannot be encoded; its number is in the error.
     """
-    sequences = []
+    sequences: list[NDArray[np.integer]] = []
     for number, record in enumerate(records, 1):
         try:
             sequences.append(tokenizer.encode(record))
