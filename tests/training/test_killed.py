@@ -24,10 +24,9 @@ def test_killed_and_resumed_equals_uninterrupted(long, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are made by fork")
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-@pytest.mark.parametrize("stage", ["1", "3"])
-def test_killed_and_resumed_under_deepspeed(tmp_path, stage):
+def test_killed_and_resumed_under_deepspeed(tmp_path):
     script = Path(__file__).with_name("killed.py")
-    command = [sys.executable, script, tmp_path, "1", "cut", "deepspeed", stage]  # 20 moments: 11 in place of 1
+    command = [sys.executable, script, tmp_path, "1", "cut", "deepspeed", "3"]  # 20 moments: 11 in place of 1
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "save_file" in done.stdout and "rename" in done.stdout
