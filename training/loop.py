@@ -43,8 +43,9 @@ from .plan import count_tokens, plan, read_batch, share_done
 from .record import begin_record, finish_record
 from .report import Window, progress_bar, show_metrics
 from .schedule import SCHEDULES
-from .step import MASKS, make_objective, validation_loss
+from .step import MASKS, make_objective
 from .taught import AnyObjective, Taught, check_taught
+from .validation import validation_loss
 
 CHECKPOINT_SECONDS = 300
 REPORTED = ("step", "epoch", "tokens", "seconds", "loss", "validation_loss", "precision", "device")  # in the model card

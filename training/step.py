@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +13,13 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models import LanguageModel
-from ..sequences import PackedBatch, pack, spans_in
+from ..sequences import PackedBatch, spans_in
 from .batches import seed_of
 from .carried import Carried, backward_carried
 from .config import TrainingConfig
-from .data import Pieces
 from .long import backward_in_pieces, seed_draws
 from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, span_masked, swapped
 from .taught import AnyObjective, TaughtBatch, TaughtObjective
-
-if TYPE_CHECKING:
-    from .engines import Engine
 
 MASKS, DROPOUT, VALIDATION = 1, 2, 3  # streams of random numbers
 WITH_SHARE = {"masked": masked, "span-masked": span_masked, "swapped": swapped, "glm": glm}
@@ -136,21 +131,3 @@ def gradient_step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or float("inf"))
     optimizer.step()
     return loss, norm
-
-
-@torch.no_grad()  # and not inference mode, in which DeepSpeed would gather weights that no gradient can pass any more
-def validation_loss(engine: Engine, pieces: Pieces, config: TrainingConfig) -> float:
-    """Mean loss per counted token on held-out sequences; masks are the same every time."""
-    model, was_training = engine.model, engine.module.training
-    engine.module.eval()
-    total, weight = 0.0, 0.0
-    for n, indices, counted in engine.share(pack(pieces.lengths, config.batch_tokens)):
-        batch = pieces.batch(indices, vocabulary_size=len(model.vocabulary))
-        objective = engine.own(make_objective(batch, model, config, VALIDATION, n))
-        loss = float(engine.loss_sum(objective))
-        if counted:
-            total += loss
-            weight += objective.weight
-    engine.module.train(was_training)
-    total, weight = engine.sum([total, weight])
-    return total / max(weight, 1.0)
