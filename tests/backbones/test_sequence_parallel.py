@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,7 +51,18 @@ def exchanging(batch: PackedBatch) -> PackedBatch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(
+    "processes",
+    [
+        2,
+        pytest.param(
+            4,
+            marks=pytest.mark.skipif(
+                "PROCESSIVE_ALL_TESTS" not in os.environ, reason="takes minutes: set PROCESSIVE_ALL_TESTS=1"
+            ),
+        ),
+    ],
+)
 def test_several_processes_equal_one(processes, cases, tmp_path):
     script = Path(__file__).with_name("shared_by_processes.py")
     commands = [[sys.executable, str(script), str(rank), str(processes), str(tmp_path)] for rank in range(processes)]

@@ -22,6 +22,7 @@ def test_killed_and_resumed_equals_uninterrupted(long, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("PROCESSIVE_ALL_TESTS" not in os.environ, reason="takes two minutes: set PROCESSIVE_ALL_TESTS=1")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are made by fork")
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_killed_and_resumed_under_deepspeed(tmp_path):
