@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones import TransformerConfig, config_to_dict, to_plain
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..kernels import keep_freed_memory
 from ..models import LanguageModel, ModelCard, adapter_settings, fingerprint, save_adapter, used_adapter
 from ..models.adapters import is_task
@@ -180,7 +181,8 @@ def _train(
         model.backbone.gradient_checkpointing = config.gradient_checkpointing
         with torch.random.fork_rng(devices), _stop_asked() as stop_asked, progress_bar(progress and rank == 0) as bar:
             carried = Carried.read(find_checkpoint(out), model)
-            engine = make_engine(model, config, settings, example=_example(model, pieces, config), carried=carried)
+            example = partial(_example, model, pieces, config)
+            engine = make_engine(model, config, settings, example=example, carried=carried)
             engine.load_optimizer(moments)
             metrics = _run(
                 engine,
@@ -230,9 +232,19 @@ def _finish(
 
 
 def _example(model: LanguageModel, pieces: Pieces, config: TrainingConfig) -> AnyObjective:
-    """The objective of the shortest piece, which shows an engine what the gradients reach."""
-    batch = pieces.batch([int(pieces.lengths.argmin())], vocabulary_size=len(model.vocabulary))
-    return make_objective(batch, model, config, MASKS, 0, 0)
+    """The objective of the shortest piece that teaches anything, which shows an engine what the gradients reach.
+
+    Of a piece of one token there is no next one, and nothing would be reached.
+
+    Raises:
+        InputError: no piece teaches anything.
+    """
+    for index in pieces.lengths.argsort(kind="stable"):
+        batch = pieces.batch([int(index)], vocabulary_size=len(model.vocabulary))
+        objective = make_objective(batch, model, config, MASKS, 0, 0)
+        if objective.weight > 0:
+            return objective
+    raise InputError("There is nothing to learn in the data: no sequence has anything to predict.")
 
 
 def _check_fits(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ...errors import ConfigError
@@ -72,10 +74,10 @@ def make_engine(
     config: TrainingConfig,
     settings: EngineConfig,
     *,
-    example: AnyObjective,
+    example: Callable[[], AnyObjective],
     carried: Carried,
 ) -> Engine:
-    """Return the engine that ``settings`` name, after ``prepare``; ``example`` is an objective as the run's own are.
+    """Return the engine that ``settings`` name, after ``prepare``; ``example`` makes an objective as the run's own are.
 
     Raises:
         ConfigError: nothing is trained, or the device has no bfloat16 and it is asked for.
@@ -84,4 +86,4 @@ def make_engine(
         return PlainEngine(model, config, carried)
     from .deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(model, config, settings, example=example)
+    return DeepSpeedEngine(model, config, settings, example=example())

@@ -14,11 +14,15 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from processive.errors import ConfigError, MissingExtra
-from processive.training import EngineConfig, read_metrics, read_record
+from processive.errors import ConfigError, InputError, MissingExtra
+from processive.training import EngineConfig, loop, read_metrics, read_record
+from processive.training.data import Pieces
+from processive.training.engines.deepspeed import _reached
 from processive.training.engines.processes import environments
+from processive.training.step import loss_sum
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -237,3 +241,16 @@ def test_what_deepspeed_would_fill_in_is_written():
     triple = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert [made[name] for name in triple] == [6, 1, 3]
     assert json.dumps(made)
+
+
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_one_token_does_not_stand_for_the_data(kind):
+    """With no next token to predict, weights would seem out of reach, and DeepSpeed would leave them as they are."""
+    model = cases.model(kind)
+    example = loop._example(model, Pieces([np.array([3]), *cases.words(5)]), cases.settings(kind))
+    assert example.weight > 0
+    reached = _reached(loss_sum(model, example))
+    assert all(id(parameter) in reached for parameter in model.parameters())
+    if kind == "xlstm":
+        with pytest.raises(InputError, match="nothing to learn"):
+            loop._example(model, Pieces([np.array([3])]), cases.settings(kind))
