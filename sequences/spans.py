@@ -28,7 +28,7 @@ class Spanned(Sequence[NDArray[np.integer]]):
     """
 
     def __init__(
-        self, sequences: Sequence[NDArray[np.integer]] | Sequence[Sequence[int]], spans: Sequence[Sequence[Span]]
+        self, sequences: Sequence[NDArray[np.integer] | Sequence[int]], spans: Sequence[Sequence[Span]]
     ) -> None:
         """Put the two together.
 
