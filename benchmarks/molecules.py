@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -106,7 +107,7 @@ def train_lstm(
             if done >= 1:
                 return model.eval(), tokens
             optimizer.param_groups[0]["lr"] = (
-                LSTM_RATE * min(1, (step + 1) / 100) * (0.525 + 0.475 * np.cos(np.pi * done))
+                LSTM_RATE * min(1, (step + 1) / 100) * (0.525 + 0.475 * math.cos(math.pi * done))
             )
             padded = nn.utils.rnn.pad_sequence([tensors[i] for i in batch], batch_first=True, padding_value=pad)
             logits, _ = model(padded[:, :-1])
