@@ -70,10 +70,7 @@ def linear(
     rows = x.reshape(-1, inputs)
     if chosen == "native" and some:
         return _some_rows(rows, weight, bias, None).view(*x.shape[:-1], outputs)
-    if torch.is_grad_enabled():
-        y: Tensor = _Linear.apply(rows, weight, bias, chosen, precision)  # type: ignore[no-untyped-call]
-    else:  # an autograd function costs as much as a product of a few rows
-        y = _Linear.forward(rows, weight, bias, chosen, precision)
+    y = _product(rows, weight, bias, chosen, precision)
     return y.view(*x.shape[:-1], outputs)
 
 
@@ -148,26 +145,38 @@ def _torch(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> Te
         return y if bias is None else y + bias
 
 
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, precision: str) -> Tensor:
+    """``x W^T + b`` of rows, recorded only where gradients are: an autograd function costs as much as a few rows."""
+    if torch.is_grad_enabled():
+        y: Tensor = _Linear.apply(x, weight, bias, backend, precision)  # type: ignore[no-untyped-call]
+        return y
+    return _unrecorded(x, weight, bias, backend, precision)
+
+
+def _unrecorded(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, precision: str) -> Tensor:
+    product = _native_product if backend == "native" else _onednn_product
+    return product(_strided(x), _strided(weight), bias, precision == "bf16")
+
+
 class _Linear(torch.autograd.Function):
-    """The map and, through itself, its derivatives of any order."""
+    """The map and, through itself, its derivatives of any order.
+
+    ``forward`` keeps what it needs itself: with ``setup_context`` torch inspects its signature at each call.
+    """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, precision: str) -> Tensor:
-        product = _native_product if backend == "native" else _onednn_product
-        return product(_strided(x), _strided(weight), bias, precision == "bf16")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, *ctx.path = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *path: str) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.path = path
+        return _unrecorded(x, weight, bias, *path)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         return (
-            _Linear.apply(dy, weight.t(), None, *ctx.path) if needs_x else None,  # type: ignore[no-untyped-call]
-            _Linear.apply(dy.t(), x.t(), None, *ctx.path) if needs_weight else None,  # type: ignore[no-untyped-call]
+            _product(dy, weight.t(), None, *ctx.path) if needs_x else None,
+            _product(dy.t(), x.t(), None, *ctx.path) if needs_weight else None,
             dy.sum(0) if needs_bias else None,
             None,
             None,

@@ -70,9 +70,12 @@ class PackedBatch:
     ) -> PackedBatch:
         """Lay token sequences end to end, positions from 0."""
         arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-        tokens = torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64))
-        lengths = torch.tensor([len(array) for array in arrays], dtype=torch.int64)
-        return cls.from_lengths(tokens, lengths).to(device)
+        tokens = np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+        lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+        cu_seqlens = np.zeros(len(arrays) + 1, np.int64)
+        np.cumsum(lengths, out=cu_seqlens[1:])
+        positions = np.arange(len(tokens)) - np.repeat(cu_seqlens[:-1], lengths)
+        return cls(*(torch.from_numpy(part).to(device) for part in (tokens, cu_seqlens, positions)))
 
     @classmethod
     def from_padded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -144,4 +145,4 @@ def even_share(batches: Sequence[Batch], *, rank: int, world_size: int) -> list[
 
 def seed_of(*numbers: int) -> int:
     """One well-mixed seed from several numbers, so that every use has a stream of its own."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1

@@ -40,7 +40,7 @@ from .engines import Engine, EngineConfig, barrier, make_engine, prepare
 from .long import check_causal
 from .metrics import NAME as METRICS
 from .metrics import append_metrics, keep_metrics, read_metrics
-from .plan import count_tokens, plan, read_batch, share_done
+from .plan import ready_steps, share_done
 from .record import begin_record, finish_record
 from .report import Window, progress_bar, show_metrics
 from .schedule import SCHEDULES
@@ -337,7 +337,7 @@ def _run(
     window = Window(standing)
     began = time.monotonic() - standing.seconds
     saved = standing.seconds
-    for step in plan(pieces, config, standing):
+    for step, tokens, objectives in ready_steps(pieces, config, standing, engine):
         # Each process may be asked to stop, and the clock of the first one is that of all.
         stops, now = engine.sum([float(stop_asked()), time.monotonic() - began if engine.rank == 0 else 0.0])
         standing.seconds = now
@@ -347,17 +347,13 @@ def _run(
         interrupted = stops > 0
         if interrupted:
             break
-        batches = [
-            (number, read_batch(pieces, chosen, vocabulary_size=len(engine.model.vocabulary)), counted)
-            for number, chosen, counted in engine.share(step.batches)
-        ]
         rate = config.learning_rate * SCHEDULES[config.schedule](done, warmup=config.warmup, floor=config.floor)
         engine.set_learning_rate(rate)
-        window.add(*engine.gradient_step(batches, step=standing.step), rate)
+        window.add(*engine.gradient_step(objectives, step=standing.step), rate)
         ends_epoch = step.position + 1 == step.of
         standing.step += 1
         standing.epoch, standing.position = (step.epoch + 1, 0) if ends_epoch else (step.epoch, step.position + 1)
-        standing.tokens += sum(count_tokens(pieces, chosen) for chosen in step.batches)
+        standing.tokens += tokens
         standing.seconds = time.monotonic() - began
         bar.update(done - bar.n)
         if config.snapshot_every is not None and standing.step % config.snapshot_every == 0:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
@@ -77,6 +78,23 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Use ``learning_rate`` for the next step, each group its share of it."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["share"]
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Float[Tensor, ""]:
+    """Scale the gradients so that their norm, of all together, is at most ``limit`` (0: any); return what it was.
+
+    As ``torch.nn.utils.clip_grad_norm_``, which on a CPU scales by 1 too, and groups the tensors by device each time.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if norm.device.type != "cpu":  # a GPU is not waited for
+        if limit > 0:
+            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    elif 0 < limit < float(norm):
+        torch._foreach_mul_(gradients, limit / (float(norm) + 1e-6))
+    return norm
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

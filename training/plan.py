@@ -1,4 +1,4 @@
-"""The steps of a run: which sequences each one reads, and how much of the run is done then."""
+"""The steps of a run: which sequences each one reads, what they teach, and how much of the run is done then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from .batches import Order
 from .checkpoint import Standing
 from .config import TrainingConfig
 from .data import Pieces
+from .engines import Engine
 from .lanes import Lanes, Spans
+from .step import MASKS, make_objective
+from .taught import AnyObjective
+
+AHEAD = 4096  # tokens of steps that are made ready together: the second one costs half, with all of it in the cache
 
 
 class Step(NamedTuple):
@@ -46,6 +51,30 @@ def plan(pieces: Pieces, config: TrainingConfig, standing: Standing) -> Iterator
             for number in range(position, of):
                 yield Step(epoch, number, of, batches[number * each : (number + 1) * each])
         position = 0
+
+
+class Ready(NamedTuple):
+    """A step, the tokens of all its batches, and what those of this process teach: number, objective, if it counts."""
+
+    step: Step
+    tokens: int
+    objectives: list[tuple[int, AnyObjective, bool]]
+
+
+def ready_steps(pieces: Pieces, config: TrainingConfig, standing: Standing, engine: Engine) -> Iterator[Ready]:
+    """Yield the steps of ``plan`` with what they teach, which depends on the seed and the step's number alone."""
+    waiting: list[Ready] = []
+    model = engine.model
+    for number, step in enumerate(plan(pieces, config, standing), standing.step):
+        objectives = []
+        for n, chosen, counted in engine.share(step.batches):
+            batch = read_batch(pieces, chosen, vocabulary_size=len(model.vocabulary))
+            objectives.append((n, make_objective(batch, model, config, MASKS, number, n), counted))
+        waiting.append(Ready(step, sum(count_tokens(pieces, chosen) for chosen in step.batches), objectives))
+        # The run may end with the epoch, and planning another one takes time.
+        if sum(ready.tokens for ready in waiting) >= AHEAD or step.position + 1 == step.of:
+            yield from waiting
+            waiting = []
 
 
 def read_batch(pieces: Pieces, chosen: Order | Spans, *, vocabulary_size: int) -> PackedBatch:

@@ -19,6 +19,7 @@ from .carried import Carried, backward_carried
 from .config import TrainingConfig
 from .long import backward_in_pieces, seed_draws
 from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, span_masked, swapped
+from .optimizer import clip_gradients
 from .taught import AnyObjective, TaughtBatch, TaughtObjective
 
 MASKS, DROPOUT, VALIDATION = 1, 2, 3  # streams of random numbers
@@ -106,20 +107,19 @@ def backward(
 def gradient_step(
     model: LanguageModel,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[PackedBatch],
+    objectives: Sequence[AnyObjective],
     config: TrainingConfig,
     *,
     step: int,
     precision: str,
     carried: Carried | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Take step number ``step`` on ``batches``; return the mean loss per counted token and the gradient norm.
+    """Take step number ``step`` on ``objectives``; return the mean loss per counted token and the gradient norm.
 
-    With ``long="carry"`` the batches go on from the states in ``carried``, and leave theirs there.
+    With ``long="carry"`` their batches go on from the states in ``carried``, and leave theirs there.
 
-    The loss is divided by the weight of all batches together, so that several small ones equal one big one.
+    The loss is divided by the weight of all of them together, so that several small ones equal one big one.
     """
-    objectives = [make_objective(batch, model, config, MASKS, step, n) for n, batch in enumerate(batches)]
     total = max(sum(objective.weight for objective in objectives), 1.0)
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=model.device)
@@ -128,6 +128,6 @@ def gradient_step(
         loss += backward(model, objective, config, carried, total=total, precision=precision)
     if carried is not None:
         carried.end_step()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or float("inf"))
+    norm = clip_gradients(optimizer, config.clip)
     optimizer.step()
     return loss, norm

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,6 +13,7 @@ import torch
 from processive.backbones import TransformerConfig, XLSTMConfig
 from processive.models import LanguageModel
 from processive.sequences import Vocabulary
+from processive.training.engines import plain
 
 
 class LetterTokenizer:
@@ -55,6 +58,24 @@ def make_model(tokenizer: LetterTokenizer) -> Callable[..., LanguageModel]:
         return LanguageModel(tokenizer, config, name="letters")
 
     return make
+
+
+@pytest.fixture
+def signal_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``signal_in_step(5)`` presses Ctrl-C, or sends another signal, while the fifth step from now is taken."""
+    taken = plain.gradient_step
+
+    def ask(step: int, number: int = signal.SIGINT) -> None:
+        steps = itertools.count(1)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if next(steps) == step:
+                signal.raise_signal(number)
+            return taken(*args, **kwargs)
+
+        monkeypatch.setattr(plain, "gradient_step", wrapper)
+
+    return ask
 
 
 @pytest.fixture

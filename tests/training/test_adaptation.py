@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -23,27 +20,12 @@ from processive.models import (
 )
 from processive.models.adapters import base_tensors, low_ranks_of
 from processive.training import TrainingConfig, train
+from processive.training.engines import plain
 from processive.training.optimizer import learning_rate_shares, make_optimizer, set_learning_rate
 from processive.training.record import git_state, read_record
 from safetensors.torch import load_file
 
 SETTINGS = {"steps": 9, "batch_tokens": 80, "learning_rate": 3e-2, "log_every": 3}
-
-
-class Stopping(Sequence):
-    """Sequences that ask the run to stop when the one numbered ``at`` is read."""
-
-    def __init__(self, sequences, at):
-        self.sequences, self.at, self.read = sequences, at, 0
-
-    def __len__(self):
-        return len(self.sequences)
-
-    def __getitem__(self, index):
-        self.read += 1
-        if self.read == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
-        return self.sequences[index]
 
 
 def copies(tensors):
@@ -79,7 +61,7 @@ def test_only_the_adapter_is_trained(kind, make_model, sequences, tmp_path):
         train(model, sequences, config, out=tmp_path / "run", progress=False)
 
 
-def test_an_adapter_that_was_stopped_goes_on_bit_for_bit(make_model, sequences, tmp_path):
+def test_an_adapter_that_was_stopped_goes_on_bit_for_bit(make_model, sequences, tmp_path, signal_in_step):
     def adapted(**options):
         model = make_model(**options)
         add_adapter(model, AdapterConfig(rank=2, dropout=0.2))
@@ -88,8 +70,9 @@ def test_an_adapter_that_was_stopped_goes_on_bit_for_bit(make_model, sequences, 
     config = TrainingConfig(**SETTINGS, gradient_checkpointing=True)
     whole, resumed = adapted(), adapted()
     train(whole, sequences, config, out=tmp_path / "whole", progress=False)
-    metrics = train(adapted(), Stopping(sequences, 110), config, out=tmp_path / "run", progress=False)
-    assert metrics["interrupted"] and 0 < metrics["step"] < 9
+    signal_in_step(4)
+    metrics = train(adapted(), sequences, config, out=tmp_path / "run", progress=False)
+    assert metrics["interrupted"] and metrics["step"] == 4
     record = read_record(tmp_path / "run")
     assert record["status"] == "interrupted" and record["resumed"] == []
     train(resumed, sequences, config, out=tmp_path / "run", resume=True, progress=False)
@@ -175,19 +158,18 @@ def test_settings_that_cannot_work(settings, message):
         TrainingConfig(steps=1, **settings)
 
 
-def test_the_record_is_there_from_the_start_and_in_the_card(make_model, sequences, tmp_path):
-    class Looking(Stopping):
-        def __getitem__(self, index):
-            self.read += 1
-            if self.read == 90:
-                seen.append(read_record(tmp_path))
-            return self.sequences[index]
+def test_the_record_is_there_from_the_start_and_in_the_card(make_model, sequences, tmp_path, monkeypatch):
+    seen, taken = [], plain.gradient_step
 
-    seen = []
+    def looking(*args, **kwargs):
+        seen.append(read_record(tmp_path))
+        return taken(*args, **kwargs)
+
+    monkeypatch.setattr(plain, "gradient_step", looking)
     card = ModelCard(data={"file": "words.txt", "sha256": "0"}, recipe={"name": "words"})
     model = make_model()
-    train(model, Looking(sequences, 0), TrainingConfig(seed=3, **SETTINGS), out=tmp_path, card=card, progress=False)
-    (begun,), ended = seen, read_record(tmp_path)
+    train(model, sequences, TrainingConfig(seed=3, **SETTINGS), out=tmp_path, card=card, progress=False)
+    begun, ended = seen[0], read_record(tmp_path)
     assert begun["status"] == "running" and begun["finished"] is None and begun["metrics"] == {}
     assert ended["status"] == "finished" and ended["finished"] >= ended["started"]
     changed = {key for key in ended if begun[key] != ended[key]}

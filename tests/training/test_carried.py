@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from processive.sequences import TokenStore
 from processive.training import Mixture, TrainingConfig, lanes, read_metrics, train
 from processive.training.carried import Carried, backward_carried
 from processive.training.data import Pieces
-from processive.training.engines import plain
 from processive.training.lanes import GOES_ON, Lanes, deal
 from processive.training.long import piece_loss
 from processive.training.objectives import causal
@@ -161,22 +159,13 @@ SETTINGS = {"long": "carry", "max_length": 4, "batch_tokens": 12, "log_every": 1
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_stopped_in_the_middle_of_sequences_and_resumed(accumulation, tokenizer, texts, tmp_path, monkeypatch):
+def test_stopped_in_the_middle_of_sequences_and_resumed(accumulation, tokenizer, texts, tmp_path, signal_in_step):
     config = TrainingConfig(steps=14, accumulation=accumulation, **SETTINGS)
     whole = make(tokenizer, dropout=0.2)
     train(whole, texts, config, out=tmp_path / "whole", progress=False)
     stopped = make(tokenizer, dropout=0.2)
     out = tmp_path / "stopped"
-    asked = [0]
-    steps = plain.gradient_step
-
-    def counted(*args, **kwargs):
-        asked[0] += 1
-        if asked[0] == 5:
-            signal.raise_signal(signal.SIGINT)
-        return steps(*args, **kwargs)
-
-    monkeypatch.setattr(plain, "gradient_step", counted)
+    signal_in_step(5)
     assert train(stopped, texts, config, out=out, progress=False)["interrupted"]
     state = load_file(out / "checkpoint" / "state.safetensors")
     assert len(state["lengths"]) > 1 and int(state["lengths"].min()) > 0

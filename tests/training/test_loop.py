@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import signal
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +13,10 @@ from processive.errors import ConfigError, InputError, OutputError, ProcessiveEr
 from processive.models import ModelCard
 from processive.sequences import PackedBatch
 from processive.training import TrainingConfig, checkpoint, loop, read_metrics, step, train
+from processive.training import plan as training_plan
+from processive.training.carried import Carried
 from processive.training.data import Pieces
+from processive.training.engines import plain
 from processive.training.optimizer import make_optimizer
 from processive.training.plan import plan
 from safetensors import SafetensorError
@@ -27,22 +29,6 @@ def weights(model):
 
 def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-class Interrupting(Sequence):
-    """Sequences that press Ctrl-C while the one numbered ``at`` (counted over the run) is read."""
-
-    def __init__(self, sequences, at, number=signal.SIGINT):
-        self.sequences, self.at, self.number, self.read = sequences, at, number, 0
-
-    def __len__(self):
-        return len(self.sequences)
-
-    def __getitem__(self, index):
-        self.read += 1
-        if self.read == self.at:
-            os.kill(os.getpid(), self.number)
-        return self.sequences[index]
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
@@ -76,11 +62,11 @@ def test_training_lowers_the_loss_and_leaves_a_model_folder(make_model, sequence
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
-def test_accumulation_equals_the_big_batch(kind, make_model, sequences, monkeypatch):
+def test_accumulation_equals_the_big_batch(kind, make_model, sequences):
     masks = torch.rand(sum(len(s) for s in sequences[:9]), generator=torch.Generator().manual_seed(1)) < 0.3
     used = [0]
 
-    def chosen(batch, model, config, *seed):  # the same masks whatever the batches are
+    def taught(batch, model):  # the same masks whatever the batches are
         if kind == "causal":
             return step.causal(batch, model.vocabulary, torch.Generator())
         here = masks[used[0] : used[0] + len(batch.tokens)]
@@ -89,28 +75,27 @@ def test_accumulation_equals_the_big_batch(kind, make_model, sequences, monkeypa
         inputs = PackedBatch(tokens, batch.cu_seqlens, batch.positions)
         return step.Objective(inputs, batch.tokens, here.float())
 
-    monkeypatch.setattr(step, "make_objective", chosen)
     results = []
     for groups in ([range(9)], [range(2), range(2, 8), range(8, 9)]):
         used[0] = 0
         model = make_model(kind, dropout=0.0)
         config = TrainingConfig(objective=kind, steps=1, clip=0.0)
-        batches = [PackedBatch.from_sequences([sequences[i] for i in group]) for group in groups]
-        loss, norm = step.gradient_step(model, make_optimizer(model, config), batches, config, step=0, precision="fp32")
+        parts = [taught(PackedBatch.from_sequences([sequences[i] for i in group]), model) for group in groups]
+        loss, norm = step.gradient_step(model, make_optimizer(model, config), parts, config, step=0, precision="fp32")
         results.append((loss, norm, [p.grad for p in model.parameters()]))
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_resumed_equals_uninterrupted(number, make_model, sequences, tmp_path):
+def test_stopped_and_resumed_equals_uninterrupted(number, make_model, sequences, tmp_path, signal_in_step):
     config = TrainingConfig(steps=9, batch_tokens=80, log_every=3)
     whole = make_model()
     train(whole, sequences, config, out=tmp_path / "whole", progress=False)
     before = signal.getsignal(number)
     stopped = make_model()
-    data = Interrupting(sequences, at=110, number=number)  # 81 are read for lengths and hash
-    metrics = train(stopped, data, config, out=tmp_path / "run", progress=True)
-    assert metrics["interrupted"] is True and 0 < metrics["step"] < 9
+    signal_in_step(4, number)
+    metrics = train(stopped, sequences, config, out=tmp_path / "run", progress=True)
+    assert metrics["interrupted"] is True and metrics["step"] == 4
     assert not (tmp_path / "run" / "config.json").exists()
     assert signal.getsignal(number) is before
     resumed = make_model(seed=1)  # its weights come from the checkpoint
@@ -121,15 +106,14 @@ def test_stopped_and_resumed_equals_uninterrupted(number, make_model, sequences,
     assert equal(weights(again), weights(whole))
 
 
-def test_second_interrupt_stops_at_once(make_model, sequences, tmp_path):
-    class Twice(Interrupting):
-        def __getitem__(self, index):
-            if self.read >= 100:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().__getitem__(index)
+def test_second_interrupt_stops_at_once(make_model, sequences, tmp_path, monkeypatch):
+    def pressed_twice(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr(plain, "gradient_step", pressed_twice)
     with pytest.raises(KeyboardInterrupt):
-        train(make_model(), Twice(sequences, at=0), TrainingConfig(steps=5), out=tmp_path, progress=False)
+        train(make_model(), sequences, TrainingConfig(steps=5), out=tmp_path, progress=False)
 
 
 def test_minutes_end_a_run(make_model, sequences, tmp_path):
@@ -149,6 +133,24 @@ def test_options_that_do_not_change_the_weights(option, make_model, sequences, t
     train(other, sequences, TrainingConfig(steps=4, batch_tokens=80, **option), out=tmp_path / "b", progress=False)
     assert equal(weights(plain), weights(other))
     assert other.backbone.gradient_checkpointing is False  # as it was
+
+
+@pytest.mark.parametrize("ahead", [1, 100, 10**6])
+def test_steps_made_ready_together_are_those_of_the_plan(ahead, make_model, sequences, monkeypatch):
+    monkeypatch.setattr(training_plan, "AHEAD", ahead)
+    pieces, config = Pieces(sequences), TrainingConfig(objective="masked", steps=9, batch_tokens=80, accumulation=2)
+    engine = plain.PlainEngine(make_model("masked"), config, Carried())
+    each = next(plan(pieces, config, checkpoint.Standing())).of
+    start = checkpoint.Standing(step=2, position=2)
+    ready = list(itertools.islice(training_plan.ready_steps(pieces, config, start, engine), each))
+    for number, (have, step_) in enumerate(zip(ready, plan(pieces, config, start), strict=False), 2):
+        assert (have.step.epoch, have.step.position) == (step_.epoch, step_.position)
+        batches = [pieces.batch(chosen, vocabulary_size=12) for chosen in step_.batches]
+        assert have.tokens == sum(len(batch.tokens) for batch in batches)
+        for n, (batch, (at, objective, counted)) in enumerate(zip(batches, have.objectives, strict=True)):
+            wanted = step.make_objective(batch, engine.model, config, step.MASKS, number, n)
+            assert (at, counted) == (n, True) and torch.equal(objective.weights, wanted.weights)
+            assert torch.equal(objective.batch.tokens, wanted.batch.tokens)
 
 
 def test_validation_does_not_change_the_weights(make_model, sequences, tmp_path):

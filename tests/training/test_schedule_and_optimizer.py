@@ -6,7 +6,13 @@ import pytest
 import torch
 from processive.errors import ConfigError, InputError
 from processive.training import TrainingConfig, read_metrics, train
-from processive.training.optimizer import decays, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from processive.training.optimizer import (
+    clip_gradients,
+    decays,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+)
 from processive.training.schedule import SCHEDULES, warmup_cosine, warmup_linear
 from torch import nn
 
@@ -67,6 +73,17 @@ def test_decay_reaches_the_weight_and_not_the_bias():
     optimizer.step()
     torch.testing.assert_close(layer.weight.detach(), before[0] * 0.95)
     assert torch.equal(layer.bias.detach(), before[1])
+
+
+@pytest.mark.parametrize(("limit", "scale"), [(2.5, 0.5), (5.0, 1.0), (100.0, 1.0), (0.0, 1.0)])
+def test_clipping_by_hand(limit, scale):
+    model = nn.Linear(2, 1)
+    optimizer = make_optimizer(model, TrainingConfig(steps=1))
+    assert clip_gradients(optimizer, limit) == 0.0  # nothing has a gradient yet
+    model.weight.grad, model.bias.grad = torch.tensor([[0.0, 3.0]]), torch.tensor([-4.0])
+    assert clip_gradients(optimizer, limit) == 5.0
+    torch.testing.assert_close(model.weight.grad, torch.tensor([[0.0, 3.0 * scale]]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(model.bias.grad, torch.tensor([-4.0 * scale]), rtol=1e-6, atol=0)
 
 
 def test_optimizer_state_of_another_model():

@@ -38,10 +38,11 @@ def one_step(model, data, **settings):
     model = copy.deepcopy(model)
     config = TrainingConfig(steps=1, clip=0.0, **settings)
     pieces = Pieces(data)
-    batches = [
-        pieces.batch(group, vocabulary_size=len(model.vocabulary)) for group in np.array_split(range(len(data)), 2)
+    objectives = [
+        step.make_objective(pieces.batch(group, vocabulary_size=len(model.vocabulary)), model, config, step.MASKS, 0, n)
+        for n, group in enumerate(np.array_split(range(len(data)), 2))
     ]
-    loss, _ = step.gradient_step(model, make_optimizer(model, config), batches, config, step=0, precision="fp32")
+    loss, _ = step.gradient_step(model, make_optimizer(model, config), objectives, config, step=0, precision="fp32")
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -182,7 +183,8 @@ def test_preferences_of_a_masked_model_by_hand(marginal, make_model, tokenizer):
     pieces = Pieces(data)
     config = TrainingConfig(steps=1, clip=0.0)
     batch = pieces.batch(range(5), vocabulary_size=len(model.vocabulary))
-    loss, _ = step.gradient_step(model, make_optimizer(model, config), [batch], config, step=0, precision="fp32")
+    taught = [step.make_objective(batch, model, config, step.MASKS, 0, 0)]
+    loss, _ = step.gradient_step(model, make_optimizer(model, config), taught, config, step=0, precision="fp32")
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model = make_model("masked", dropout=0.0)
     moved = [ratio(word) - before for word, before in zip(variants, data.reference, strict=True)]

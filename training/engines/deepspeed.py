@@ -24,14 +24,13 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, InputError, needs
 from ...models import LanguageModel
-from ...sequences import PackedBatch
 from ..batches import Batch, even_share, seed_of
 from ..carried import Carried
 from ..checkpoint import model_tensors
 from ..config import TrainingConfig
 from ..optimizer import MOMENTS, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from ..sequence_parallel import share_objective
-from ..step import DROPOUT, MASKS, autocast, chosen_precision, loss_sum, make_objective
+from ..step import DROPOUT, autocast, chosen_precision, loss_sum
 from ..taught import AnyObjective
 from .engine import EngineConfig
 
@@ -139,20 +138,16 @@ class DeepSpeedEngine:
         return loss
 
     def gradient_step(
-        self, batches: Sequence[tuple[int, PackedBatch, bool]], *, step: int
+        self, objectives: Sequence[tuple[int, AnyObjective, bool]], *, step: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """As ``Engine.gradient_step``; a batch that does not count is read and weighs nothing."""
-        objectives = [
-            self.own(make_objective(batch, self.model, self._config, MASKS, step, n)) for n, batch, _ in batches
-        ]
-        counts = [float(counted) for _, _, counted in batches]
-        own = sum(count * objective.weight for count, objective in zip(counts, objectives, strict=True))
-        total = max(self.sum([own])[0], 1.0)
+        shares = [(n, self.own(objective), float(counted)) for n, objective, counted in objectives]
+        total = max(self.sum([sum(count * objective.weight for _, objective, count in shares)])[0], 1.0)
         loss = torch.zeros((), device=self.model.device)
-        for (n, _, _), count, objective in zip(batches, counts, objectives, strict=True):
+        for n, objective, count in shares:
             place = self.rank % self._settings.sequence_processes  # tokens of one batch do not share their draws
             torch.manual_seed(seed_of(self._config.seed, DROPOUT, step, n, *([place] if place else [])))
-            self._engine.set_gradient_accumulation_boundary(objective is objectives[-1])
+            self._engine.set_gradient_accumulation_boundary(objective is shares[-1][1])
             part = self.loss_sum(objective) * (count / total)
             # DeepSpeed takes the mean over the processes, and the loss is a sum over them.
             self._engine.backward(part * self.world_size, scale_wrt_gas=False)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...models import LanguageModel
-from ...sequences import PackedBatch
 from ..batches import Batch
 from ..carried import Carried
 from ..taught import AnyObjective
@@ -81,7 +80,7 @@ class Engine(Protocol):
         """``step.loss_sum`` of what ``own`` returned, in the precision of the run."""
 
     def gradient_step(
-        self, batches: Sequence[tuple[int, PackedBatch, bool]], *, step: int
+        self, objectives: Sequence[tuple[int, AnyObjective, bool]], *, step: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Take step number ``step``; return the loss per counted token and the gradient norm, of all processes."""
 

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...models import LanguageModel
-from ...sequences import PackedBatch
 from ..batches import Batch, even_share
 from ..carried import Carried
 from ..checkpoint import model_tensors
@@ -50,11 +49,11 @@ class PlainEngine:
             return loss_sum(self.model, objective)
 
     def gradient_step(
-        self, batches: Sequence[tuple[int, PackedBatch, bool]], *, step: int
+        self, objectives: Sequence[tuple[int, AnyObjective, bool]], *, step: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """As ``Engine.gradient_step``."""
-        packed = [batch for _, batch, _ in batches]
-        given = self.model, self._optimizer, packed, self._config
+        taken = [objective for _, objective, _ in objectives]
+        given = self.model, self._optimizer, taken, self._config
         return gradient_step(*given, step=step, precision=self.precision, carried=self.carried)
 
     def set_learning_rate(self, learning_rate: float) -> None:

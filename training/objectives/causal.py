@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ...sequences import PackedBatch, Vocabulary
@@ -17,18 +18,21 @@ def causal(batch: PackedBatch, vocabulary: Vocabulary, generator: torch.Generato
     token included. No target crosses a sequence boundary, and a sequence of one token has none and is left out.
     Padding, mask and unknown tokens are read but never a target. ``generator`` is not used: there is no chance in it.
     """
-    last = batch.cu_seqlens[1:] - 1
-    filled = batch.lengths > 0
-    reads = torch.ones(len(batch.tokens), dtype=torch.bool, device=batch.tokens.device)
-    reads[last[filled]] = False
-    where = reads.nonzero()[:, 0]
-    targets = batch.tokens[where + 1]
-    lengths = batch.lengths - 1
-    kept = lengths > 0
-    cu_seqlens = torch.zeros(int(kept.sum()) + 1, dtype=torch.int64, device=batch.tokens.device)
-    torch.cumsum(lengths[kept], 0, out=cu_seqlens[1:])
-    conditions = {name: value[kept] for name, value in batch.conditions.items()}
-    inputs = PackedBatch(batch.tokens[where], cu_seqlens, batch.positions[where], conditions)
+    device = batch.tokens.device
+    tokens, bounds, positions = (part.cpu().numpy() for part in (batch.tokens, batch.cu_seqlens, batch.positions))
+    lengths = np.diff(bounds)
+    reads = np.ones(len(tokens), bool)
+    reads[bounds[1:][lengths > 0] - 1] = False  # the last token of each
+    where = np.flatnonzero(reads)
+    targets, kept = tokens[where + 1], lengths > 1
+    cu_seqlens = np.zeros(kept.sum() + 1, np.int64)
+    np.cumsum(lengths[kept] - 1, out=cu_seqlens[1:])
+    conditions = {name: value[torch.from_numpy(kept).to(value.device)] for name, value in batch.conditions.items()}
+    read = (torch.from_numpy(part).to(device) for part in (tokens[where], cu_seqlens, positions[where]))
     silent = [i for i in map(vocabulary.role, SILENT_ROLES) if i is not None]
-    counts = ~torch.isin(targets, torch.tensor(silent, dtype=torch.int64, device=targets.device))
-    return Objective(inputs, targets, counts.float())
+    counts = np.ones(len(targets), np.float32)
+    for role in silent:
+        counts[targets == role] = 0
+    return Objective(
+        PackedBatch(*read, conditions), torch.from_numpy(targets).to(device), torch.from_numpy(counts).to(device)
+    )

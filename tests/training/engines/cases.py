@@ -63,10 +63,10 @@ def stopped_in(step: int, rank: int) -> None:
 
     taken = DeepSpeedEngine.gradient_step
 
-    def wrapper(self, batches, *, step: int):
+    def wrapper(self, objectives, *, step: int):
         if step == at and self.rank == rank:
             os.kill(os.getpid(), signal.SIGINT)
-        return taken(self, batches, step=step)
+        return taken(self, objectives, step=step)
 
     at = step
     DeepSpeedEngine.gradient_step = wrapper
