@@ -150,7 +150,7 @@ def mlstm(
         last: MLSTMState | None
         if tokens == 0:
             h, last = inputs[2].clone(), state or _empty_state(q, len(lengths), v_dim, dtype)
-        elif np.all(lengths == 1):
+        elif np.all(lengths == 1) and (state is not None or chosen != "native"):
             before = state or _empty_state(q, tokens, v_dim, dtype)
             recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *before))
             step = mlstm_step if chosen == "native" and not recorded else _step

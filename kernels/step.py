@@ -78,7 +78,7 @@ def mlstm_step(
     """Return ``h`` and the new (C, n, m); all tensors are float32."""
     (sequences, heads, qk_dim), v_dim = q.shape, v.shape[-1]
     inputs = tuple(tensor.contiguous() for tensor in (q, k, v, log_input, log_forget, *state))
-    outputs = tuple(torch.empty_like(tensor) for tensor in (*inputs[5:], inputs[2]))
+    outputs = tuple(native.empty(*tensor.shape) for tensor in (*inputs[5:], inputs[2]))
     call = native.function("mlstm_step", "pppppppp pppp iiiii")
     call(*map(native.pointer, (*inputs, *outputs)), sequences, heads, qk_dim, v_dim, torch.get_num_threads())
     C, n, m, h = outputs
@@ -150,7 +150,7 @@ def _arguments(
     reuse_state: bool,
 ) -> tuple[list[int | None], BlockState]:
     """What both steps are called with, and the tensors that will hold the new state."""
-    after: BlockState = state if reuse_state else tuple(map(torch.empty_like, state))  # type: ignore[assignment]
+    after: BlockState = state if reuse_state else tuple(native.empty(*part.shape) for part in state)  # type: ignore[assignment]
     inner, taps = weights.taps.shape
     sizes = (y.shape[0], weights.norm.shape[0], inner, weights.head_norm.shape[0], taps, weights.value.shape[-1])
     where = weights.table() if table is None else table
