@@ -61,6 +61,13 @@ def apply_linear(
     return y if residual is None else residual + y
 
 
+def products_precision(x: Float[Tensor, "tokens inputs"], weight: Float[Tensor, "outputs inputs"]) -> str:
+    """The ``precision`` in which ``apply_linear`` multiplies them, for the products that stand between linear maps."""
+    if torch.is_autocast_enabled(x.device.type):
+        return "bf16" if torch.get_autocast_dtype(x.device.type) == torch.bfloat16 else "float32"
+    return "bf16" if weight.dtype == torch.bfloat16 else "float32"
+
+
 def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None, *, autocast: bool) -> Tensor:
     if weight.dtype != x.dtype and not autocast:
         return linear_rows(x, weight, bias)

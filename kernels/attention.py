@@ -24,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import ConfigError, ShapeError
 from .attention_native import Sizes, native_attention
-from .backends import choose_backend
+from .backends import check_precision, choose_backend
 from .packing import collect, expect_shape, sequence_lengths, spread
 
 
@@ -40,6 +40,7 @@ def attention(
     window: int | None = None,
     prefix: Int[Tensor, " sequences"] | None = None,
     scale: float | int | None = None,
+    precision: str = "float32",
     backend: str = "auto",
 ) -> Float[Tensor, "tokens heads v_dim"]:
     """Attend within each sequence.
@@ -55,13 +56,18 @@ def attention(
     ``window`` away on both sides when not. ``prefix`` [sequences] tokens at the start of each sequence see each other
     both ways, whatever the window. ``scale`` is 1 / sqrt(dim) by default.
 
+    ``precision="bf16"`` lets the operands of both products be rounded to bfloat16; sums stay float32. The native
+    backend does so where the processor multiplies such pairs, heads are even, a sequence has more than one query, and
+    no gradient is recorded.
+
     Neither causal nor with a window, the keys may be those of another sequence (cross-attention), also fewer than the
     queries.
 
     Raises:
         ShapeError: the arguments disagree, or a sequence has more queries than keys, or in cross-attention none.
-        ConfigError: ``window`` is not positive, or unknown ``backend``.
+        ConfigError: ``window`` is not positive, or unknown ``precision`` or ``backend``.
     """
+    check_precision(precision)
     (tokens, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
     expect_shape("k", k, (keys, kv_heads, dim))
     expect_shape("v", v, (keys, kv_heads, v.shape[-1]))
@@ -91,7 +97,7 @@ def attention(
     starts = np.cumsum(rooms) - rooms
     if chosen == "native":
         sizes = Sizes(lengths, starts, key_lengths, prefixes)
-        return native_attention(q, k, v, sizes, causal=causal, window=window, scale=scale)
+        return native_attention(q, k, v, sizes, causal=causal, window=window, scale=scale, precision=precision)
     if lengths_k is not None:
         filled = np.arange(key_lengths.sum()) + np.repeat(starts - np.cumsum(key_lengths) + key_lengths, key_lengths)
         k, v = (collect(x, torch.from_numpy(filled).to(x.device)) for x in (k, v))

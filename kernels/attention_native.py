@@ -1,4 +1,4 @@
-"""The native attention kernel as a torch function; the C, and how it works, is in ``native/attention.h``."""
+"""The native attention kernel as a torch function; the C, and how it works, is in ``native/attention*.h``."""
 
 from __future__ import annotations
 
@@ -32,12 +32,24 @@ def native_attention(
     causal: bool,
     window: int | None,
     scale: float,
+    precision: str,
 ) -> Float[Tensor, "tokens heads v_dim"]:
-    """Attend in float32; arguments as ``attention`` has checked them."""
-    edges = np.concatenate(([0], np.cumsum(sizes.lengths)))
-    y: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        *(x.float() for x in (q, k, v)), _Call((edges, *sizes[1:]), causal, window, scale)
-    )
+    """Attend; arguments as ``attention`` has checked them.
+
+    Pairs of bfloat16 are multiplied where no gradient is recorded, heads are even and there is more than decoding.
+    """
+    call, inputs = _Call.of(sizes, causal, window, scale), tuple(x.float() for x in (q, k, v))
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    paired = precision == "bf16" and native.has_bfloat16() and not recorded and q.shape[2] % 2 == 0
+    if not paired or sizes.lengths.max() == 1:
+        exact: Tensor = _Attention.apply(*inputs, call)  # type: ignore[no-untyped-call]
+        return exact.to(q.dtype)
+    y = _in_pairs(*inputs, call)
+    alone = sizes.lengths == 1  # they get what they get in a batch of their own
+    if alone.any():
+        rows = torch.from_numpy(call.edges[0][:-1][alone])
+        call = _Call.of(Sizes(*(part[alone] for part in sizes)), causal, window, scale)
+        y[rows] = _Attention.apply(inputs[0][rows], *inputs[1:], call)  # type: ignore[no-untyped-call]
     return y.to(q.dtype)
 
 
@@ -49,18 +61,47 @@ class _Call(NamedTuple):
     window: int | None
     scale: float
 
+    @classmethod
+    def of(cls, sizes: Sizes, causal: bool, window: int | None, scale: float) -> _Call:
+        edges = np.concatenate(([0], np.cumsum(sizes.lengths)))
+        return cls((edges, *sizes[1:]), causal, window, scale)
+
+
+def _layout(q: Tensor, k: Tensor, v: Tensor, call: _Call, *, k_word: int = 1) -> NDArray[np.int64]:
+    """``Attention`` of ``native/attention_blocks.h``; the keys' strides count words of ``k_word`` numbers."""
+    (tokens, heads, dim), kv_heads, v_dim = q.shape, k.shape[1], v.shape[2]
+    all_seen = tokens + len(k) + 1
+    seen = all_seen if call.window is None else min(call.window, all_seen)
+    strides = *q.stride()[:2], *(stride // k_word for stride in k.stride()[:2]), *v.stride()[:2]
+    return np.array([len(call.edges[0]) - 1, heads, kv_heads, dim, v_dim, call.causal, seen, *strides], np.int64)
+
+
+def _along(x: Tensor) -> Tensor:
+    """``x``, copied where the channels of a head do not lie side by side."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _in_pairs(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+    q, v = _along(q), _along(v)
+    k = k.bfloat16().transpose(0, 1).contiguous().transpose(0, 1)  # the keys of a head one after the other
+    y, layout = native.empty(*q.shape[:2], v.shape[2]), _layout(q, k, v, call, k_word=2)
+    native.function("attention_forward", "ppp pppp p f p", "bfloat16")(
+        *(x.data_ptr() for x in (q, k, v)),
+        *(array.ctypes.data for array in (*call.edges, layout)),
+        call.scale,
+        y.data_ptr(),
+    )
+    return y
+
 
 class _Attention(torch.autograd.Function):
     """Keeps the inputs, the output, and two numbers per row of the scores: their maximum and 1 / the sum of exp."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
-        q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
-        (tokens, heads, dim), kv_heads, v_dim = q.shape, k.shape[1], v.shape[2]
-        all_seen = tokens + len(k) + 1
-        seen = all_seen if call.window is None else min(call.window, all_seen)
-        strides = [stride for x in (q, k, v) for stride in x.stride()[:2]]
-        layout = np.array([len(call.edges[0]) - 1, heads, kv_heads, dim, v_dim, call.causal, seen, *strides], np.int64)
+        q, k, v = map(_along, (q, k, v))
+        (tokens, heads, _), v_dim = q.shape, v.shape[2]
+        layout = _layout(q, k, v, call)
         y, stats = native.empty(tokens, heads, v_dim), native.empty(2, heads, tokens)
         native.function("attention_forward", "ppp pppp p f pp")(
             *(x.data_ptr() for x in (q, k, v)),

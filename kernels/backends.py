@@ -82,6 +82,16 @@ def choose_backend(kernel_name: str, requested: str, device: torch.device, dtype
     return requested
 
 
+def check_precision(precision: str) -> None:
+    """Raise where products cannot be asked for in this precision.
+
+    Raises:
+        ConfigError: it is neither "float32" nor "bf16".
+    """
+    if precision not in ("float32", "bf16"):
+        raise ConfigError(f"The precision of products is 'float32' or 'bf16', not {precision!r}.")
+
+
 def _backends(kernel_name: str) -> tuple[str, ...]:
     if kernel_name not in _BACKENDS:
         raise ConfigError(f"There is no kernel {kernel_name!r}; the kernels are {', '.join(_BACKENDS)}.")

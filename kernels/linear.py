@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import ConfigError, ShapeError
 from . import native
 from .activation import activation as apply_activation
-from .backends import available_backends, choose_backend
+from .backends import available_backends, check_precision, choose_backend
 from .packing import expect_shape
 
 SOME_TOKENS = 32  # up to so many a bfloat16 weight is read once and never packed
@@ -51,8 +51,7 @@ def linear(
     """
     outputs, inputs = weight.shape
     _expect(x, weight, bias)
-    if precision not in ("float32", "bf16"):
-        raise ConfigError(f"The precision of a linear map is 'float32' or 'bf16', not {precision!r}.")
+    check_precision(precision)
     operands = torch.bfloat16 if precision == "bf16" else x.dtype
     chosen = choose_backend("linear", backend, x.device, operands)
     tokens = x.shape[:-1].numel()

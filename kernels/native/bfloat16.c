@@ -28,6 +28,7 @@ INLINE vec upper_halves(vec_int low, vec_int high) {
 }
 
 #include "linear.h"
+#include "attention_pairs.h" /* after linear.h, whose pairs it takes */
 #include "some_rows.h"
 #ifdef __clang__
 #pragma clang attribute pop

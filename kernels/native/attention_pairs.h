@@ -1,0 +1,124 @@
+/* Attention whose products are of bfloat16 pairs and add to float32: attention.h without its backward.
+
+   The keys come as words, two neighbours of a head in each; the values, two keys in each word, are paired once for all
+   blocks of queries, queries and weights block by block. What is summed and divided by is the weights before they are
+   rounded. The scores are in units of ln 2, which saves the exponential a product, and a cubic is enough for a weight
+   that is rounded to 2^-9.
+
+   Floor: as attention.h, at twice the speed of its products; the exponentials, the larger part of heads below 64, are
+   as many. */
+
+#include "attention_blocks.h"
+
+/* 2^x of what is not above 0, to within 7.5e-5; 2^-126 below that, NaN stays NaN. */
+INLINE vec power_below(vec x) {
+    const vec magic = all(12582912.0f + 127);
+    x = choose(x < -126.0f, all(-126.0f), x);
+    vec shifted = x + magic, r = x - (shifted - magic);
+    vec p = all(5.5171669e-2f) * r + 2.4261113e-1f;
+    p = p * r + 6.9326099e-1f;
+    p = p * r + 9.9992807e-1f;
+    return p * (vec)((vec_int)shifted << 23);
+}
+
+/* As `paired`, of finite numbers: half a unit in the last place is rounded up. */
+INLINE vec weights_paired(vec first, vec second) {
+    return (vec)(((((vec_int)first + 0x8000) >> 16) & 0xffff) | (((vec_int)second + 0x8000) & ~0xffff));
+}
+
+/* to[pairs of rows][columns] of from[rows][columns]; a last row alone is paired with zeros. */
+static void pair_rows(const float *from, ptrdiff_t from_row, int rows, int columns, float *to, int to_row) {
+    for (int r = 0; r < rows; r += 2, to += to_row)
+        for (int c = 0; c < columns; c += LANES) {
+            const float *at = from + r * from_row + c;
+            vec second = r + 1 < rows ? load_some(at + from_row, columns - c) : (vec){0};
+            store(to + c, paired(load_some(at, columns - c), second));
+        }
+}
+
+/* `values` are those of the head, [pairs of keys][round_up(v_dim)]. */
+static void attend_pairs(const Part *p, const float *values, int begin, float scale, float *work, float *y, ptrdiff_t y_row) {
+    const Attention *a = p->a;
+    const int dim = a->dim, v_dim = a->v_dim, wide = round_up(v_dim);
+    Range r = visible_range(p, begin);
+    int count = r.i1 - r.i0, n = round_up(count);
+    float *q = work, *s = q + dim * QUERIES, *o = s + KEYS * QUERIES;
+    vec m[QUERIES / LANES], total[QUERIES / LANES];
+    for (int c = 0; c < n / LANES; c++) m[c] = all(-3e38f), total[c] = (vec){0};
+    memset(o, 0, v_dim * QUERIES * sizeof(float));
+    turn_in(p->q + begin * a->q_token, a->q_token, count, dim, scale * 1.44269504f, q);
+    pair_rows(q, QUERIES, dim, QUERIES, q, QUERIES); /* row i is read before row i / 2 is written */
+    fetch(p->q + a->q_head + begin * a->q_token, a->q_token, count, dim);
+    Block b;
+    for (int j = r.first / 2 * 2; j < r.last; j += b.size) { /* a key before the first is hidden by the window */
+        b = next_block(p, r, j);
+        const int pairs = (b.size + 1) / 2;
+        Operand keys = {p->k + j * a->k_token, a->k_token, 1}, turned = {values + j / 2 * wide, 1, wide};
+        product(b.size, n - b.skip, dim / 2, keys, q + b.skip, QUERIES, s + b.skip, QUERIES, 0);
+        if (b.masked) hide(p, r, b, j, s);
+        if (b.size % 2) memset(s + b.size * QUERIES, 0, QUERIES * sizeof(float));
+        for (int c = b.skip; c < n; c += LANES) {
+            vec high = m[c / LANES], sum = {0};
+            for (int i = 0; i < b.size; i++) high = vec_max(load(s + i * QUERIES + c), high);
+            for (int i = 0; i < pairs; i++) {
+                const float *at = s + 2 * i * QUERIES + c;
+                vec first = power_below(load(at) - high), second = power_below(load(at + QUERIES) - high);
+                if (2 * i + 1 == b.size) second = (vec){0};
+                sum += first + second;
+                store(s + i * QUERIES + c, weights_paired(first, second));
+            }
+            vec shrink = power_below(m[c / LANES] - high);
+            m[c / LANES] = high;
+            total[c / LANES] = total[c / LANES] * shrink + sum;
+            for (int i = 0; i < v_dim; i++) store(o + i * QUERIES + c, load(o + i * QUERIES + c) * shrink);
+        }
+        product(v_dim, n - b.skip, pairs, turned, s + b.skip, QUERIES, o + b.skip, QUERIES, 1);
+    }
+    for (int c = 0; c < n; c += LANES) {
+        vec share = 1.0f / total[c / LANES];
+        for (int i = 0; i < v_dim; i++) store(o + i * QUERIES + c, load(o + i * QUERIES + c) * share);
+    }
+    turn_out(o, count, v_dim, y, y_row);
+}
+
+/* y[tokens][heads][v_dim]; k [keys][kv_heads][dim] is bfloat16, dim even, and its strides count words of two. */
+int EXPORT(attention_forward)(const float *q, const float *k, const float *v, const int64_t *edges,
+                              const int64_t *key_starts, const int64_t *key_lengths, const int64_t *prefix,
+                              const Attention *a, float scale, float *y) {
+    const int64_t heads = a->heads, kv_heads = a->kv_heads, y_row = heads * a->v_dim, wide = round_up(a->v_dim);
+    const int64_t end = a->sequences ? key_starts[a->sequences - 1] + key_lengths[a->sequences - 1] : 0;
+    const int64_t pairs = end / 2 + a->sequences; /* those of sequence s begin at key_starts[s] / 2 + s */
+    int64_t *starts = malloc((a->sequences + 1) * sizeof(int64_t));
+    float *values = workspace(kv_heads * pairs * wide);
+    if (!starts || !values) {
+        free(starts), free(values);
+        return 1;
+    }
+    starts[0] = 0;
+    for (int64_t s = 0; s < a->sequences; s++)
+        starts[s + 1] = starts[s] + (edges[s + 1] - edges[s] + QUERIES - 1) / QUERIES;
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        float *work = workspace((a->dim + KEYS + a->v_dim) * QUERIES);
+        failed = !work;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < a->sequences * kv_heads; task++) {
+            int64_t s = task / kv_heads, head = task % kv_heads;
+            pair_rows(v + key_starts[s] * a->v_token + head * a->v_head, a->v_token, key_lengths[s], a->v_dim,
+                      values + (head * pairs + key_starts[s] / 2 + s) * wide, wide);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < starts[a->sequences] * heads; task++) {
+            if (!work) continue;
+            int64_t block = task / heads, head = task % heads, s = owner(starts, a->sequences, block);
+            Part p = attention_part(a, q, k, v, edges, key_starts, key_lengths, prefix, s, head);
+            int begin = (block - starts[s]) * QUERIES;
+            const float *own = values + (head / (heads / kv_heads) * pairs + key_starts[s] / 2 + s) * wide;
+            attend_pairs(&p, own, begin, scale, work, y + (edges[s] + begin) * y_row + head * a->v_dim, y_row);
+        }
+        free(work);
+    }
+    free(starts), free(values);
+    return failed;
+}
