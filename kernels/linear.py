@@ -13,6 +13,7 @@ Zen 4 core (110 GFLOP/s float32, 220 bfloat16), 3,200 tokens, 512 to 2,048 and 1
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -158,16 +159,16 @@ def _unrecorded(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, pr
 
 
 class _Linear(torch.autograd.Function):
-    """The map and, through itself, its derivatives of any order.
-
-    ``forward`` keeps what it needs itself: with ``setup_context`` torch inspects its signature at each call.
-    """
+    """The map and, through itself, its derivatives of any order."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *path: str) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, precision: str) -> Tensor:
+        return _unrecorded(x, weight, bias, backend, precision)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, *ctx.path = inputs
         ctx.save_for_backward(x, weight)
-        ctx.path = path
-        return _unrecorded(x, weight, bias, *path)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -180,6 +181,10 @@ class _Linear(torch.autograd.Function):
             None,
             None,
         )
+
+
+# torch asks for it at each call, and to find it out takes as long as a product of a few rows.
+_Linear.forward.__signature__ = inspect.signature(_Linear.forward)  # type: ignore[attr-defined]
 
 
 def _strided(x: Tensor) -> Tensor:

@@ -35,43 +35,54 @@ static void layer_norm(const float *x, int64_t n, const float *weight, const flo
     }
 }
 
-/* y[r] = x[r] . w for a constant number of rows of x, in `sums` partial sums each. One row of w at a time: memory is
-   fastest in the order in which it lies. */
-INLINE void row_dots(const int rows, const int sums, const int narrow, int64_t in, const float *x, int64_t x_row,
-                 const void *weight, float *y) {
-    const float *w = weight;
-    const uint16_t *w16 = weight;
+/* y[r][j] = x[r] . w[j] for constant numbers of rows of x and of W, of which `there` are there. Some rows of W at a time,
+   and those two steps on asked for into L2: memory gives a third more than in the order in which it lies (Zen 4). */
+INLINE void row_dots(const int rows, const int wide, const int narrow, int64_t in, const float *x, int64_t x_row,
+                     const void *weight, int there, float *y) {
+    const char *w[4];
+    const int size = narrow ? 2 : 4;
     vec total[8][4];
-    int64_t p = 0;
+#pragma GCC unroll 4
+    for (int j = 0; j < wide; j++) w[j] = (const char *)weight + (j < there ? j : 0) * in * size;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int j = 0; j < sums; j++) total[r][j] = (vec){0};
-    for (; p + sums * LANES <= in; p += sums * LANES)
+        for (int j = 0; j < wide; j++) total[r][j] = (vec){0};
+    int64_t p = 0;
+    for (; p + LANES <= in; p += LANES) {
+        vec line[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < sums; j++) {
-            int64_t at = p + j * LANES;
-            vec line = narrow ? load_bfloat16(w16 + at) : load(w + at);
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) total[r][j] += load(x + r * x_row + at) * line;
+        for (int j = 0; j < wide; j++) {
+            const char *at = w[j] + p * size;
+            line[j] = narrow ? load_bfloat16((const uint16_t *)at) : load((const float *)at);
+            if (!narrow || p % (2 * LANES) == 0) __builtin_prefetch(at + 2 * wide * in * size, 0, 2);
         }
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
+        for (int r = 0; r < rows; r++) {
+            vec part = load(x + r * x_row + p);
 #pragma GCC unroll 4
-        for (int j = 1; j < sums; j++) total[r][0] += total[r][j];
-        y[r] = sum(total[r][0]);
-        for (int64_t i = p; i < in; i++) y[r] += x[r * x_row + i] * (narrow ? from_bfloat16(w16[i]) : w[i]);
+            for (int j = 0; j < wide; j++) total[r][j] += part * line[j];
+        }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < wide; j++) {
+            y[r * wide + j] = sum(total[r][j]);
+            for (int64_t i = p; i < in; i++)
+                y[r * wide + j] += x[r * x_row + i] * (narrow ? from_bfloat16(((const uint16_t *)w[j])[i]) : ((const float *)w[j])[i]);
+        }
 }
 
-/* The same for 1 to 8 rows. */
-static void some_dots(int rows, int narrow, int64_t in, const float *x, int64_t x_row, const void *w, float *y) {
-#define CASE(R)                                                    \
-    case R:                                                        \
-        if (narrow) row_dots(R, R > 4 ? 1 : 4, 1, in, x, x_row, w, y); \
-        else row_dots(R, R > 4 ? 1 : 4, 0, in, x, x_row, w, y);        \
+/* The same for 1 to 8 rows of x and ROWS_OF_W of W; y[rows][ROWS_OF_W]. */
+enum { ROWS_OF_W = 4 };
+static void some_dots(int rows, int narrow, int64_t in, const float *x, int64_t x_row, const void *w, int there, float *y) {
+#define CASE(R)                                                          \
+    case R:                                                              \
+        if (narrow) row_dots(R, 4, 1, in, x, x_row, w, there, y);        \
+        else row_dots(R, 4, 0, in, x, x_row, w, there, y);               \
         break;
-    switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
+    switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
 #undef CASE
 }
 
@@ -96,17 +107,19 @@ static int few_rows(const float *x, const void *weight, const float *bias, RowNo
             else if (norm.weight) layer_norm(x + r * in, in, norm.weight, norm.bias, norm.eps, own + r * x_row);
             else memcpy(own + r * x_row, x + r * in, in * sizeof(float));
 #pragma omp for schedule(static)
-        for (int64_t j = 0; j < out; j++) {
+        for (int64_t j = 0; j < out; j += ROWS_OF_W) {
             if (!own) continue;
             const char *w = (const char *)weight + j * in * (narrow ? 2 : 4);
-            for (int64_t r = 0; r < rows; r += 8) {
-                float found[8];
-                int some = rows - r < 8 ? (int)(rows - r) : 8;
-                some_dots(some, narrow != 0, in, own + r * x_row, x_row, w, found);
-                for (int i = 0; i < some; i++) {
-                    int64_t at = (r + i) * out + j;
-                    y[at] = found[i] + (bias ? bias[j] : 0) + (residual ? residual[at] : 0);
-                }
+            int wide = out - j < ROWS_OF_W ? (int)(out - j) : ROWS_OF_W;
+            for (int64_t r = 0; r < rows; r += 6) {
+                float found[6 * ROWS_OF_W];
+                int some = rows - r < 6 ? (int)(rows - r) : 6;
+                some_dots(some, narrow != 0, in, own + r * x_row, x_row, w, wide, found);
+                for (int i = 0; i < some; i++)
+                    for (int o = 0; o < wide; o++) {
+                        int64_t at = (r + i) * out + j + o;
+                        y[at] = found[i * ROWS_OF_W + o] + (bias ? bias[j + o] : 0) + (residual ? residual[at] : 0);
+                    }
             }
         }
         free(own);
