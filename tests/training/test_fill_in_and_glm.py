@@ -106,7 +106,7 @@ def test_fill_in_of_nothing_and_without_its_tokens():
 
 
 def test_blanks_by_hand():
-    blanked = GLM.blanked
+
     tokens = np.array(ids(BLANKS, "m k t a r i <eos>"))
     found = blanked(tokens, [(1, 3), (5, 6)], "<smask>", BLANKS, order=[1, 0])
     assert found.tokens.tolist() == ids(BLANKS, "m <smask> a r <smask> <eos> <sop> i <sop> k t")
@@ -185,7 +185,7 @@ def test_what_a_blank_hides_is_not_seen():
     """No logit of the prefix or of a token depends on what is asked for later."""
     torch.manual_seed(0)
     backbone = build(TransformerConfig(len(BLANKS), 16, 2, heads=2, direction="prefix")).eval()
-    blanked = GLM.blanked
+
     hidden = []
     for text in ("m k t a r i <eos>", "m k s a r i <eos>"):
         one = blanked(np.array(ids(BLANKS, text)), [(1, 3), (5, 6)], "<smask>", BLANKS, order=[0, 1])
