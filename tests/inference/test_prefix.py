@@ -178,7 +178,7 @@ def test_a_whole_sequence_is_read_as_by_an_encoder(positions, words):
         lambda m: position_log_probabilities(m, words[0], [0], masked=True),
         lambda m: position_log_probabilities(m, words[0], [0], masked=False),
         lambda m: predict(m, words),
-        lambda m: float(Labelled.encode(m.tokenizer, ["LA", "GVS"], [0.5, 2.0]).objective(*both, m).loss_sum(m)),
+        lambda m: Labelled.encode(m.tokenizer, ["LA", "GVS"], [0.5, 2.0]).objective(*both, m).loss_sum(m).detach(),
     ):
         np.testing.assert_array_equal(verb(model), verb(encoder))
 
