@@ -233,6 +233,12 @@ def share_batch(
     share = SequenceShare(batch, tuple(edges), dist.get_rank(group), group)
     if processes == 1:
         return batch
-    blocks = None if batch.block_positions is None else share.cut(batch.block_positions)
-    tokens, positions = share.cut(batch.tokens), share.cut(batch.positions)
-    return PackedBatch(tokens, batch.cu_seqlens, positions, batch.conditions, share, blocks)
+    blocks = batch.block_positions
+    return PackedBatch(
+        share.cut(batch.tokens),
+        batch.cu_seqlens,
+        share.cut(batch.positions),
+        batch.conditions,
+        share,
+        None if blocks is None else share.cut(blocks),
+    )

@@ -81,7 +81,8 @@ def blanked(
         positions.append(places[number] + block)
         blocks.append(block)
         asked.append(np.append(cut[number], ids[END]))
-    return Blanked(*(np.concatenate(some) for some in (parts, positions, blocks, asked)), len(read))
+    joined = [np.concatenate(some) for some in (parts, positions, blocks, asked)]
+    return Blanked(joined[0], joined[1], joined[2], joined[3], len(read))
 
 
 def own_part(ids: NDArray[np.integer], vocabulary: Vocabulary) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from processive.inference.starts import starts_of
 from processive.models import LanguageModel, TaskConfig, add_task
 from processive.sequences import PackedBatch, blanked
 from processive.training import Labelled, TrainingConfig, train
+from processive.training.preferences import WildType, log_likelihoods
 
 LETTERS = "LAGVSERT"
 SPECIALS = ("<pad>", "<mask>", "<gmask>", "<smask>", "<sop>", "<eop>", "<eos>")
@@ -168,7 +169,8 @@ def test_a_whole_sequence_is_read_as_by_an_encoder(positions, words):
     model, encoder = make(positions), make(positions, direction="bidirectional")
     for one in (model, encoder):
         add_task(one, TaskConfig("regression", ("tm",)))
-    both = PackedBatch.from_sequences([model.tokenizer.encode(text) for text in ("LA", "GVS")]), np.arange(2)
+    both = PackedBatch.from_sequences([model.tokenizer.encode(text) for text in ("LAS", "GVS")]), np.arange(2)
+    wild = WildType(np.asarray(model.tokenizer.encode("LVS"), np.int64), "masked-marginal")
     for verb in (
         lambda m: embed(m, [*words, None]),
         lambda m: np.concatenate(embed(m, words, layer=1, pooling="tokens", batch_tokens=10)),
@@ -178,7 +180,8 @@ def test_a_whole_sequence_is_read_as_by_an_encoder(positions, words):
         lambda m: position_log_probabilities(m, words[0], [0], masked=True),
         lambda m: position_log_probabilities(m, words[0], [0], masked=False),
         lambda m: predict(m, words),
-        lambda m: Labelled.encode(m.tokenizer, ["LA", "GVS"], [0.5, 2.0]).objective(*both, m).loss_sum(m).detach(),
+        lambda m: Labelled.encode(m.tokenizer, ["LAS", "GVS"], [0.5, 2.0]).objective(*both, m).loss_sum(m).detach(),
+        lambda m: log_likelihoods(m, both[0], wild).detach(),
     ):
         np.testing.assert_array_equal(verb(model), verb(encoder))
 
