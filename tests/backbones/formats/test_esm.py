@@ -386,6 +386,20 @@ def test_esmc_of_transformers_and_of_its_authors(tmp_path):
     bitwise(own_esmc(theirs), torch.load(tmp_path / "own" / "esmc.pth"))
 
 
+@torch.no_grad()
+def test_esmc_gives_what_its_authors_code_gave(golden, patterned, tmp_path):
+    recorded = golden("esmc")
+    torch.save(patterned(recorded["shapes"]), tmp_path / "esmc.pth")
+    model = pv.load(tmp_path / "esmc.pth").eval()
+    assert model.tokenizer.encode(recorded["sequences"][0]).tolist() == recorded["ids"][0]
+    batch = PackedBatch.from_sequences(recorded["ids"])
+    layers = [layer[:, recorded["columns"]] for layer in model.backbone.hidden_layers(batch)[1:]]
+    for got, wanted in zip([*layers, model(batch)[0]], [*recorded["layers"], recorded["logits"]], strict=True):
+        want = torch.tensor([row for rows in wanted for row in rows])
+        assert (got - want).abs().max() <= 1e-4
+        assert want.std() > 0.1
+
+
 def test_esmc_tokenizer_gives_their_ids(tmp_path):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.EsmcTokenizer()
