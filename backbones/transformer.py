@@ -244,7 +244,8 @@ class Transformer(Backbone):
         """
         if batch.share is not None:
             batch.share.check_heads(self.config.heads)
-        if state is not None and self.config.positions != "none" and not self.config.prefixed:
+        in_blanks = self.config.prefixed and batch.block_positions is not None  # positions that begin behind a mask's
+        if state is not None and self.config.positions != "none" and not in_blanks:
             some = batch.lengths > 0
             if not torch.equal(batch.positions[batch.cu_seqlens[:-1][some]], state.lengths[some]):
                 raise InputError(
