@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from ...sequences import Blanked, PackedBatch, Vocabulary, blanked, require_blanks, without_blanks
+from ...sequences.blanks import NOTHING
 from .corruption import Ordinary
 from .masked import masked
 from .objective import Objective
 
 MEAN_BLANK = 3  # tokens of a short blank, Poisson (Du et al. 2022, section 2.2)
 SHORTEST_SUFFIX = 0.5  # of a sequence (Du et al. 2022, section 2.3)
-NOTHING = -1  # is asked at this token
 
 
 def glm(
