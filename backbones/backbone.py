@@ -66,6 +66,11 @@ class BackboneConfig(ABC):
         """Whether a sequence can be read piece by piece."""
         return self.causal
 
+    @property
+    def prefixed(self) -> bool:
+        """Whether a batch must say how many tokens of each sequence see each other both ways."""
+        return False
+
 
 class Memory(NamedTuple):
     """Hidden states of another network that cross-attention looks at, one sequence of them for each of the batch.

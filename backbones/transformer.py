@@ -247,14 +247,15 @@ class Transformer(Backbone):
         """
         if batch.share is not None:
             batch.share.check_heads(self.config.heads)
-        if state is not None and self.config.positions != "none":
+        in_blanks = self.config.prefixed and batch.block_positions is not None  # positions that begin behind a mask's
+        if state is not None and self.config.positions != "none" and not in_blanks:
             some = batch.lengths > 0
             if not torch.equal(batch.positions[batch.cu_seqlens[:-1][some]], state.lengths[some]):
                 raise InputError(
                     "The positions of a continued batch do not go on from its state.",
                     hint="Pack it with offsets=state.lengths.",
                 )
-        prefix = self._prefix(batch, state) if self.config.direction == "prefix" else None
+        prefix = self._prefix(batch, state) if self.config.prefixed else None
         turns: tuple[Tensor, ...] = ()
         if self.config.positions == "rotary-2d":
             turns = two_positions(batch, prefix, bidirectional=self.config.direction == "bidirectional")
@@ -270,7 +271,7 @@ class Transformer(Backbone):
     def _prefix(self, batch: PackedBatch, state: BackboneState | None) -> Int[Tensor, " sequences"]:
         prefix = batch.conditions.get("prefix")
         if prefix is None:
-            if state is not None and self.config.positions != "rotary-2d":
+            if state is not None and (self.config.positions != "rotary-2d" or batch.block_positions is not None):
                 return torch.zeros_like(state.lengths)
             raise InputError(
                 "How many tokens of each sequence see each other both ways is not said.",
@@ -325,13 +326,17 @@ def two_positions(
 ) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]:
     """Return GLM's two positions (Du et al. 2022, arXiv:2103.10360, section 2.1), which add up to ``batch.positions``.
 
-    The first is the place among the tokens seen both ways and stands still after the last of them, where the second
-    begins to count. So an encoder counts the first (the second is 0) and a decoder the second, as xTrimoPGLM 100B does.
+    The first is the place among the tokens seen both ways, and for a token that is written into a blank that of its
+    mask; the second is the place in the blank, from 1 (``batch.block_positions``). Where the batch does not tell these,
+    the first stands still after the last token of the prefix, where the second begins to count. So an encoder counts
+    the first (the second is 0) and a decoder the second, as xTrimoPGLM 100B does.
     """
     if bidirectional:
         return batch.positions, torch.zeros_like(batch.positions)
     if prefix is None:
         return torch.zeros_like(batch.positions), batch.positions
+    if batch.block_positions is not None:
+        return batch.positions - batch.block_positions, batch.block_positions
     last = (prefix - 1).clamp(min=0)[batch.sequence_ids]
     first = torch.minimum(batch.positions, last)
     return first, batch.positions - first

@@ -54,8 +54,8 @@ class TransformerConfig(BackboneConfig):
         qk_norm: a norm without bias on q and k before they turn, over all heads together (``"width"``) or over each
             (``"head"``).
         positions: ``"rotary"`` (rotate-half), ``"rotary-interleaved"``, ``"rotary-2d"`` (of each head's channels the
-            first half turns with the place among tokens seen both ways, the second with the place among those read
-            one by one, see ``two_positions``), ``"absolute"`` (a learned table) or ``"none"``.
+            first half turns with the place among tokens seen both ways, the second with the place among those written
+            into a blank, see ``two_positions``), ``"absolute"`` (a learned table) or ``"none"``.
         rotary_base: of the rotary positions.
         rotary_precision: dtype whose values the rotary frequencies have where a checkpoint was trained so,
             ``"float32"``, ``"float16"`` or ``"bfloat16"``; None: exact, which only long sequences can tell apart.
@@ -156,6 +156,11 @@ class TransformerConfig(BackboneConfig):
     def streams(self) -> bool:
         """Whether a sequence can be read piece by piece."""
         return self.direction != "bidirectional" and self.complement is None
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether a batch must say how many tokens of each sequence see each other both ways."""
+        return self.direction == "prefix"
 
     @property
     def rotates(self) -> bool:

@@ -190,6 +190,7 @@ def generate(
     count: int | None = None,
     *,
     prompts: str | Sequence[str] | None = None,
+    suffixes: str | Sequence[str] | None = None,
     temperature: float | int = 1.0,
     top_k: int | None = None,
     top_p: float | int | None = None,
@@ -201,12 +202,12 @@ def generate(
     conditions: Mapping[str, int] | None = None,
     progress: bool = False,
 ) -> list[str]:
-    """Sample ``count`` sequences, upper case, from a causal model of DNA or proteins.
+    """Sample ``count`` sequences, upper case, from a causal model of DNA or proteins, or one that reads a prefix.
 
     Options, and the order of the result under ``prompts``, are those of ``processive.inference.generate``.
 
     Raises:
-        ConfigError: the model does not read DNA or proteins, is not causal, or an option cannot work.
+        ConfigError: the model does not read DNA or proteins, is bidirectional, or an option cannot work.
     """
     from ..inference import generate as generate_texts
 
@@ -215,6 +216,7 @@ def generate(
         model,
         count,
         prompts=prompts,
+        suffixes=suffixes,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

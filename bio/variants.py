@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..errors import ConfigError, InputError
+from ..sequences import own_part
 from .sequence import AMINO_ACIDS
 
 if TYPE_CHECKING:
@@ -218,9 +219,9 @@ def _by_marginals(
     masked = method == "masked-marginal"
     step = max(1, batch_tokens // (len(sequence) + 2)) if masked else len(positions)
     parts = []
+    before = own_part(tokenizer.encode(sequence), tokenizer.vocabulary)[0]
     for first in tqdm(range(0, len(positions), step), disable=not progress, desc="scoring", unit=" batches"):
-        # The begin token comes first, so letter i, counted from 1, is token i.
-        at = positions[first : first + step]
+        at = [before + position - 1 for position in positions[first : first + step]]
         parts.append(position_log_probabilities(model, sequence.upper(), at, masked=masked, batch_tokens=batch_tokens))
     log_p = np.concatenate(parts)
     row = {position: i for i, position in enumerate(positions)}

@@ -115,6 +115,7 @@ def generate(
     count: int | None = None,
     *,
     prompts: str | Sequence[str] | None = None,
+    suffixes: str | Sequence[str] | None = None,
     temperature: float | int = 1.0,
     top_k: int | None = None,
     top_p: float | int | None = None,
@@ -131,6 +132,7 @@ def generate(
         model: a causal language model of chem.
         count: how many, or how many per prompt.
         prompts: SMILES beginnings to go on from; the result includes them.
+        suffixes: ends to lead to, for a model that fills in; see ``inference.generate``.
         temperature: 1 samples the model's own distribution, lower is safer and less diverse.
         top_k: sample from the k likeliest tokens only.
         top_p: sample from the likeliest tokens that make up this share of the probability.
@@ -153,6 +155,7 @@ def generate(
         model,
         count,
         prompts=prompts,
+        suffixes=suffixes,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

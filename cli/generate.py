@@ -21,6 +21,9 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest tokens of this joint share.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest one.")] = None,
     prefix: Annotated[str, typer.Option(help="How every sequence begins.")] = "",
+    suffix: Annotated[
+        str, typer.Option(help="How every sequence ends; a model that fills in writes what lies between.")
+    ] = "",
     max_length: Annotated[int, typer.Option(min=1, help="Most tokens per sequence.")] = 512,
     seed: Annotated[int, typer.Option(help="The same seed gives the same sequences.")] = 0,
     device: DeviceOption = "cpu",
@@ -37,6 +40,7 @@ def generate(
         loaded,
         count,
         prompts=[prefix] if prefix else None,
+        suffixes=suffix or None,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

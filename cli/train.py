@@ -246,7 +246,7 @@ def _train_language_model(
         print(f"Trained {share:.2%} of {model.parameters_count:,} parameters, loss {metrics['loss']:.3f}: {out}.")
         print(f"Next, in Python: processive.load({base!r}, adapter={str(out)!r})")
         return
-    verb = "generate" if model.causal and plan.domain != "cells" else "embed"
+    verb = "generate" if model.generates and plan.domain != "cells" else "embed"
     print(f"{model.parameters_count:,} parameters, loss {metrics['loss']:.3f}: the model is in {out}.")
     print(f"Next: processive {verb} {out} --help")
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..errors import ConfigError, InputError
 from ..kernels import keep_freed_memory
 from ..models import LanguageModel
-from ..sequences import PackedBatch, pack
+from ..sequences import Blanked, PackedBatch, pack
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def packed(
             if model.causal and len(first) > batch_tokens:
                 batches = [_piece(first, start, batch_tokens) for start in range(0, len(first), batch_tokens)]
             else:
-                batches = [PackedBatch.from_sequences([arrays[i] for i in group])]
+                batches = [model.whole(PackedBatch.from_sequences([arrays[i] for i in group]))]
             yield [present[i] for i in group], [batch.to(model.device) for batch in batches]
             bar.update(len(group))
 
@@ -77,6 +77,14 @@ def packed(
 def _piece(sequence: NDArray[np.integer], start: int, size: int) -> PackedBatch:
     tokens = torch.from_numpy(sequence[start : start + size].astype(np.int64))
     return PackedBatch.from_lengths(tokens, torch.tensor([len(tokens)]), offsets=torch.tensor([start]))
+
+
+def laid_out(model: LanguageModel, sequences: Sequence[Blanked]) -> PackedBatch:
+    """Return sequences with blanks as one batch on the model's device."""
+    batch = PackedBatch.from_sequences([one.tokens for one in sequences])
+    positions, blocks = (torch.from_numpy(np.concatenate([one[part] for one in sequences])) for part in (1, 2))
+    conditions = {"prefix": torch.tensor([one.prefix for one in sequences])} if model.backbone.config.prefixed else {}
+    return PackedBatch(batch.tokens, batch.cu_seqlens, positions, conditions, block_positions=blocks).to(model.device)
 
 
 def conditioned(model: LanguageModel, batch: PackedBatch, conditions: Mapping[str, int] | None) -> PackedBatch:

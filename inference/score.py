@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, InputError
 from ..models import LanguageModel
-from ..sequences import PackedBatch, pack
-from .batches import conditioned, encode_all, evaluating, ordinary, packed
+from ..sequences import PackedBatch, blanked, own_part, pack
+from ..sequences.blanks import LONG
+from .batches import conditioned, encode_all, evaluating, laid_out, ordinary, packed
+from .starts import require_writing
 
 
 def score(
@@ -27,6 +29,8 @@ def score(
     progress: bool = False,
 ) -> NDArray[np.float64]:
     """Return the log-likelihood (causal model) or pseudo-log-likelihood (masked model) of each record, in nats.
+
+    A model that reads a prefix is scored as a masked one; ``log_likelihood`` has what it gives a sequence it writes.
 
     ``conditions`` are ids of conditions that the head of the model knows, such as ``{"species": 3}``, for all records.
 
@@ -51,17 +55,22 @@ def log_likelihood(
     it and is not. A record of more than ``batch_tokens`` tokens is read in pieces, the state carried from one to the
     next.
 
+    A model that reads a prefix (GLM, xTrimoPGLM) writes all of a record into one blank, ``<gmask>``, as ``generate``
+    does: its tokens and the ``<eop>`` behind them count. It reads a record whole.
+
     Returns:
         float64 [records], NaN where a record is None or has no token.
 
     Raises:
-        ConfigError: the model is not causal.
+        ConfigError: the model is masked, or reads a prefix and lacks the tokens for blanks.
         InputError: a record cannot be encoded.
     """
-    if not model.causal:
+    if not model.generates:
         raise ConfigError("A likelihood needs a causal model; this one is masked: use pseudo_log_likelihood.")
     sequences = encode_all(model, records)
     result = np.full(len(sequences), np.nan)
+    if not model.causal:
+        return _written(model, sequences, result, conditions, batch_tokens=batch_tokens, progress=progress)
     with evaluating(model):
         for group, batches in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="scoring"):
             result[group] = 0
@@ -76,6 +85,33 @@ def log_likelihood(
                 sums = chosen.new_zeros(len(batch)).index_add_(0, batch.sequence_ids[at], chosen)
                 result[group] += sums.cpu().numpy()
                 before = hidden[-1:]
+    return result
+
+
+def _written(
+    model: LanguageModel,
+    sequences: Sequence[NDArray[np.integer] | None],
+    result: NDArray[np.float64],
+    conditions: Mapping[str, int] | None,
+    *,
+    batch_tokens: int,
+    progress: bool,
+) -> NDArray[np.float64]:
+    """Fill in the log-likelihoods of sequences that are written into one blank."""
+    require_writing(model)
+    present = [i for i, sequence in enumerate(sequences) if sequence is not None and len(sequence)]
+    given = [np.asarray(sequences[i], np.int64) for i in present]
+    made = [blanked(ids, [own_part(ids, model.vocabulary)], LONG, model.vocabulary) for ids in given]
+    with evaluating(model), tqdm(total=len(made), disable=not progress, desc="scoring", unit=" sequences") as bar:
+        for group in pack([len(one.tokens) for one in made], batch_tokens):
+            batch = conditioned(model, laid_out(model, [made[i] for i in group]), conditions)
+            hidden, _ = model.backbone(batch)
+            targets = torch.from_numpy(np.concatenate([made[i].targets for i in group])).to(model.device)
+            at = (targets >= 0).nonzero()[:, 0]
+            chosen = _log_probabilities(model, hidden, batch, at).gather(1, targets[at, None])[:, 0]
+            sums = chosen.new_zeros(len(batch)).index_add_(0, batch.sequence_ids[at], chosen)
+            result[[present[i] for i in group]] = sums.cpu().numpy()
+            bar.update(len(group))
     return result
 
 
@@ -154,7 +190,8 @@ def position_log_probabilities(
     result = np.zeros((len(at), len(model.vocabulary)))
     with evaluating(model):
         if not masked:
-            batch = conditioned(model, PackedBatch.from_sequences([sequence], device=model.device), conditions)
+            batch = model.whole(PackedBatch.from_sequences([sequence], device=model.device))
+            batch = conditioned(model, batch, conditions)
             hidden, _ = model.backbone(batch)
             return _log_probabilities(model, hidden, batch, torch.from_numpy(at).to(model.device)).cpu().numpy()
         for group in pack([len(sequence)] * len(at), batch_tokens):
@@ -176,7 +213,8 @@ def _masked_pass(
     conditions: Mapping[str, int] | None,
 ) -> tuple[Float[Tensor, "sequences vocabulary"], Int[Tensor, " sequences"]]:
     """Mask one token of each sequence; return the log-probabilities there, and the tokens that stood there."""
-    batch = conditioned(model, PackedBatch.from_sequences(sequences, device=model.device), conditions)
+    batch = model.whole(PackedBatch.from_sequences(sequences, device=model.device))
+    batch = conditioned(model, batch, conditions)
     where = batch.cu_seqlens[:-1] + at.to(model.device)
     truth = batch.tokens[where]
     tokens = batch.tokens.index_fill(0, where, model.vocabulary.require("mask"))

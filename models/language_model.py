@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -80,6 +81,17 @@ class LanguageModel(nn.Module):
     def causal(self) -> bool:
         """Whether no token sees a later one, so that the model generates and its state streams."""
         return self.backbone.config.causal
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes sequences: token after token, or into a blank behind a prefix."""
+        return self.causal or self.backbone.config.prefixed
+
+    def whole(self, batch: PackedBatch) -> PackedBatch:
+        """Return the batch as the model reads whole sequences: where it asks for prefixes, each is its own."""
+        if not self.backbone.config.prefixed:
+            return batch
+        return replace(batch, conditions={**batch.conditions, "prefix": batch.lengths})
 
     @property
     def width(self) -> int:

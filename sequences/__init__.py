@@ -1,6 +1,7 @@
 """What a batch is: vocabulary, tokenizer protocol, packed batch, packing, text tokenizers, token stores, text files."""
 
 from .batch import PackedBatch, SequenceShare, share_batch
+from .blanks import Blanked, blanked, own_part, require_blanks, without_blanks
 from .chunks import Chunk, Encoded, RecordChunk, Sequenced, Unusable, encode_records, in_chunks
 from .files import check_file, check_writable, open_text, read_blocks, read_lines, replacing
 from .filling import move_spans_behind, span_masks
@@ -15,6 +16,7 @@ from .tokenizing import read_unusable, tokenize_files
 from .vocabulary import Vocabulary
 
 __all__ = [
+    "Blanked",
     "Chunk",
     "Encoded",
     "RecordChunk",
@@ -38,15 +40,18 @@ __all__ = [
     "TokenStore",
     "Tokenizer",
     "Vocabulary",
+    "blanked",
     "check_file",
     "check_writable",
     "cut_spans",
     "has_spans",
     "move_spans_behind",
     "open_text",
+    "own_part",
     "pack",
     "read_lines",
     "replacing",
+    "require_blanks",
     "share_batch",
     "span_masks",
     "spans_in",
@@ -56,4 +61,5 @@ __all__ = [
     "tokenizer_from_dict",
     "tokenizer_to_dict",
     "unused_share",
+    "without_blanks",
 ]

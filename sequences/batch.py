@@ -28,6 +28,8 @@ class PackedBatch:
         conditions: per-sequence values by name, each [sequences, ...].
         share: where several processes share the batch (``share_batch``), which of its tokens this one has: ``tokens``
             and ``positions`` are then those alone, and ``cu_seqlens`` and ``conditions`` those of the whole batch.
+        block_positions: where tokens are written into blanks (``sequences.blanked``), how much of its position is the
+            place in its blank, int64 [tokens], 0 for a token that is in none; None: not known.
     """
 
     tokens: Int[Tensor, " tokens"]
@@ -35,12 +37,15 @@ class PackedBatch:
     positions: Int[Tensor, " tokens"]
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     share: SequenceShare | None = None
+    block_positions: Int[Tensor, " tokens"] | None = None
 
     def __post_init__(self) -> None:
         if self.share is not None and len(self.tokens) != self.share.counts[self.share.rank]:
             raise ShapeError("tokens", tuple(self.tokens.shape), (self.share.counts[self.share.rank],))
         if self.positions.shape != self.tokens.shape:
             raise ShapeError("positions", tuple(self.positions.shape), tuple(self.tokens.shape))
+        if self.block_positions is not None and self.block_positions.shape != self.tokens.shape:
+            raise ShapeError("block_positions", tuple(self.block_positions.shape), tuple(self.tokens.shape))
         if self.cu_seqlens.ndim != 1 or not len(self.cu_seqlens):
             raise ShapeError("cu_seqlens", tuple(self.cu_seqlens.shape), "[sequences + 1]")
 
@@ -60,9 +65,16 @@ class PackedBatch:
         return cls(tokens, cu_seqlens, positions)
 
     @classmethod
-    def one_each(cls, tokens: Int[Tensor, " sequences"], *, positions: Int[Tensor, " sequences"]) -> PackedBatch:
+    def one_each(
+        cls,
+        tokens: Int[Tensor, " sequences"],
+        *,
+        positions: Int[Tensor, " sequences"],
+        block_positions: Int[Tensor, " sequences"] | None = None,
+    ) -> PackedBatch:
         """Return one token of each sequence, as in decoding."""
-        return cls(tokens, torch.arange(len(tokens) + 1, device=tokens.device), positions)
+        edges = torch.arange(len(tokens) + 1, device=tokens.device)
+        return cls(tokens, edges, positions, block_positions=block_positions)
 
     @classmethod
     def from_sequences(
@@ -125,6 +137,7 @@ class PackedBatch:
             self.positions.to(device),
             {name: value.to(device) for name, value in self.conditions.items()},
             None if self.share is None else self.share.to(device),
+            None if self.block_positions is None else self.block_positions.to(device),
         )
 
     def split(self, values: Shaped[Tensor, "tokens ..."]) -> list[Tensor]:
@@ -223,6 +236,12 @@ def share_batch(
     share = SequenceShare(batch, tuple(edges), dist.get_rank(group), group)
     if processes == 1:
         return batch
+    blocks = batch.block_positions
     return PackedBatch(
-        share.cut(batch.tokens), batch.cu_seqlens, share.cut(batch.positions), batch.conditions, share=share
+        share.cut(batch.tokens),
+        batch.cu_seqlens,
+        share.cut(batch.positions),
+        batch.conditions,
+        share,
+        None if blocks is None else share.cut(blocks),
     )

@@ -217,7 +217,7 @@ class LabelObjective(TaughtObjective):
         """Return the weighted sum of the losses of the task head's answers."""
         assert model.task is not None
         batch = self.batch.to(model.device)
-        hidden, _ = model.backbone(batch)
+        hidden, _ = model.backbone(model.whole(batch))
         answers = model.task(hidden, batch, model.vocabulary)
         loss = self._loss(answers)[0]
         if self.consistency is None:

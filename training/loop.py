@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones import TransformerConfig, config_to_dict, to_plain
+from ..backbones import config_to_dict, to_plain
 from ..errors import ConfigError, InputError
 from ..kernels import keep_freed_memory
 from ..models import LanguageModel, ModelCard, adapter_settings, fingerprint, save_adapter, used_adapter
@@ -254,9 +254,7 @@ def _check_fits(
     config: TrainingConfig,
 ) -> None:
     """Raise where the backbone cannot learn what the settings or the data say."""
-    direction, backbone = "causal" if model.causal else "bidirectional", model.backbone.config
-    if isinstance(backbone, TransformerConfig) and backbone.direction == "prefix":
-        direction = "prefix"
+    direction = "causal" if model.causal else "prefix" if model.backbone.config.prefixed else "bidirectional"
     taught = check_taught(sequences, validation, model, max_length=config.max_length)
     if not taught and OBJECTIVES[config.objective] != direction:
         raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")

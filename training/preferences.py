@@ -264,7 +264,7 @@ def log_likelihoods(
     else:
         contexts, context = wild[None], torch.zeros(len(batch), dtype=torch.int64)
     inputs = PackedBatch.from_sequences(list(contexts), device=model.device)
-    hidden, _ = model.backbone(inputs)
+    hidden, _ = model.backbone(model.whole(inputs))
     at = (context[owner] * len(wild) + place).to(model.device)
     log_p = F.log_softmax(model.logits(hidden, inputs, at).float(), -1)
     asked = torch.stack((variants[owner, place], wild[place]), 1).to(model.device)
@@ -273,9 +273,6 @@ def log_likelihoods(
 
 
 def _check_likelihood(model: LanguageModel, wild_type: WildType | None) -> None:
-    direction = getattr(model.backbone.config, "direction", "")
-    if direction == "prefix":
-        raise ConfigError("Preferences need a causal or a masked model; this one reads a prefix.")
     if model.causal and wild_type is not None:
         raise ConfigError("A causal model has likelihoods by itself: leave wild_type out.")
     if not model.causal and wild_type is None:

@@ -156,6 +156,15 @@ def test_a_share_by_hand():
     assert moved.share.whole.tokens.is_meta and moved.tokens.is_meta and moved.share.bounds == (0, 2, 6)
 
 
+def test_positions_in_blanks_are_shared(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 1)
+    whole = PackedBatch.from_sequences([[1, 2, 3, 4, 5]])
+    share = share_batch(replace(whole, block_positions=torch.tensor([0, 0, 1, 2, 3])))
+    assert share.tokens.tolist() == [3, 4, 5] and share.block_positions.tolist() == [1, 2, 3]
+    assert share.to("meta").block_positions.is_meta and share_batch(whole).block_positions is None
+
+
 def test_what_does_not_know_of_shares_does_not_run():
     batch = shared_by_two(PackedBatch.from_sequences([[1, 2, 3, 4]]))
     x = torch.zeros(2, 1, 4)

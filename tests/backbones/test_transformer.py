@@ -194,6 +194,15 @@ def test_two_positions_add_up_and_take_turns(cases):
     first, second = two_positions(batch, torch.tensor([3, 0]), bidirectional=False)
     assert first.tolist() == [0, 1, 2, 2, 2, 0, 0, 0, 0]
     assert second.tolist() == [0, 0, 0, 1, 2, 0, 1, 2, 3]
+    # a mask at 1, one more token, <sop> and a token; and a mask alone, <sop> and two tokens
+    given = replace(
+        batch,
+        positions=torch.tensor([0, 1, 2, 2, 3, 0, 1, 2, 3]),
+        block_positions=torch.tensor([0, 0, 0, 1, 2, 0, 1, 2, 3]),
+    )
+    first, second = two_positions(given, torch.tensor([3, 1]), bidirectional=False)
+    assert first.tolist() == [0, 1, 2, 1, 1, 0, 0, 0, 0]
+    assert second.tolist() == [0, 0, 0, 1, 2, 0, 1, 2, 3]
 
 
 def test_a_prefix_as_long_as_the_sequence_is_an_encoder(cases):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processive import bio
 from processive.backbones import TransformerConfig
+from processive.bio.letters import LetterTokenizer
 from processive.bio.variants import Substitution, check_variant, default_method
 from processive.errors import ConfigError, InputError
 from processive.models import LanguageModel
@@ -74,6 +75,22 @@ def test_all_single_variants_of_dna():
     assert bio.all_single_variants("AC", bio.BASES) == ["A1C", "A1G", "A1T", "C2A", "C2G", "C2T"]
     with pytest.raises(InputError, match="position 2"):
         bio.all_single_variants("A-C")
+
+
+@pytest.mark.parametrize("before", [[], ["<cls>", "<eos>"]], ids=str)
+def test_marginals_are_read_where_the_letters_stand(before):
+    """A tokenizer that puts nothing before a sequence, or two tokens, and a model that reads a prefix."""
+    letters = LetterTokenizer(
+        ["<pad>", "<mask>", "<cls>", "<eos>", *bio.AMINO_ACIDS],
+        roles={"pad": "<pad>", "mask": "<mask>", "eos": "<eos>"},
+        before=before,
+        after=["<eos>"],
+    )
+    model, encoder = tiny(letters, "prefix"), tiny(letters, "bidirectional")
+    table = log_p(encoder, SEQUENCE, len(before) + 1, mask=True)
+    assert encoder.tokenizer.encode(SEQUENCE)[len(before) + 1] == letters.vocabulary.ids["A"]
+    for one in (model, encoder):
+        np.testing.assert_allclose(bio.score_variants(SEQUENCE, ["A2G"], one), [table["G"] - table["A"]], atol=1e-5)
 
 
 def tiny(tokenizer, direction):

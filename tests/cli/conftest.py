@@ -64,6 +64,12 @@ def protein_model(inputs: Path, runs: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def prefix_model(inputs: Path, runs: Path) -> Path:
+    assert main(["train", "xtrimopglm", str(inputs / "proteins.fasta"), "--out", str(runs / "glm"), *SMALL]) == 0
+    return runs / "glm"
+
+
+@pytest.fixture(scope="session")
 def dna_model(inputs: Path, runs: Path) -> Path:
     assert main(["train", "dna-xlstm", str(inputs / "dna.fasta"), "--out", str(runs / "dna"), *SMALL]) == 0
     return runs / "dna"

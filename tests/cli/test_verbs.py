@@ -129,6 +129,33 @@ def test_generate_needs_a_causal_model(
     assert not (tmp_path / "out.txt").exists()
 
 
+def test_every_verb_takes_a_model_that_reads_a_prefix(prefix_model: Path, inputs: Path, tmp_path: Path) -> None:
+    from processive import bio
+
+    model, data = pv.load(prefix_model), str(inputs / "proteins.fasta")
+    records = bio.read(inputs / "proteins.fasta", model.tokenizer)
+    assert main(["embed", str(prefix_model), data, "-o", str(tmp_path / "out.npz")]) == 0
+    with np.load(tmp_path / "out.npz") as written:
+        np.testing.assert_array_equal(written["embeddings"], bio.embed(records, model))
+    assert main(["score", str(prefix_model), data, "-o", str(tmp_path / "out.csv")]) == 0
+    assert [float(row["score"]) for row in rows(tmp_path / "out.csv")] == bio.score(records, model).tolist()
+    fasta = tmp_path / "out.fasta"
+    options = ["-n", "3", "-o", str(fasta), "--prefix", "MKT", "--suffix", "KQR", "--max-length", "9"]
+    assert main(["generate", str(prefix_model), *options]) == 0
+    sequences = [record.text for record in bio.read(fasta, model.tokenizer)]
+    assert sequences == bio.generate(model, 3, prompts="MKT", suffixes="KQR", max_length=9)
+    assert all(text.startswith("MKT") and text.endswith("KQR") for text in sequences)
+
+
+def test_generate_with_a_suffix_needs_a_model_that_fills_in(
+    dna_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["generate", str(dna_model), "-n", "2", "-o", str(tmp_path / "out.txt"), "--suffix", "ACG"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "fills in" in line
+
+
 def test_embed_equals_python(chem_model: Path, inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npz"
     assert main(["embed", str(chem_model), str(inputs / "molecules.smi"), "-o", str(out), "--layer", "0"]) == 0

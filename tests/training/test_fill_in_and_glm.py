@@ -9,7 +9,7 @@ import pytest
 import torch
 from processive.backbones import TransformerConfig, build
 from processive.errors import ConfigError
-from processive.sequences import PackedBatch, Vocabulary, move_spans_behind
+from processive.sequences import PackedBatch, Vocabulary, blanked, move_spans_behind, own_part
 from processive.training.objectives import fill_in, glm
 
 FILL_IN, GLM = (sys.modules[f"processive.training.objectives.{name}"] for name in ("fill_in", "glm"))
@@ -106,16 +106,29 @@ def test_fill_in_of_nothing_and_without_its_tokens():
 
 
 def test_blanks_by_hand():
-    blanked = GLM.blanked
+
     tokens = np.array(ids(BLANKS, "m k t a r i <eos>"))
     found = blanked(tokens, [(1, 3), (5, 6)], "<smask>", BLANKS, order=[1, 0])
     assert found.tokens.tolist() == ids(BLANKS, "m <smask> a r <smask> <eos> <sop> i <sop> k t")
     assert found.positions.tolist() == [0, 1, 2, 3, 4, 5, 5, 6, 2, 3, 4]
+    assert found.block_positions.tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 1, 2, 3]
     assert found.targets.tolist() == [-1] * 6 + ids(BLANKS, "i <eop> k t <eop>")
     assert found.prefix == 6
     end = blanked(tokens, [(0, 6)], "<gmask>", BLANKS)
     assert end.tokens.tolist() == ids(BLANKS, "<gmask> <eos> <sop> m k t a r i")
     assert end.positions.tolist() == [0, 1, 1, 2, 3, 4, 5, 6, 7] and end.prefix == 2
+    assert (end.positions - end.block_positions).tolist() == [0, 1] + [0] * 7  # where the mask is
+    begun = blanked(tokens, [(3, 3)], "<smask>", BLANKS)
+    assert begun.tokens.tolist() == ids(BLANKS, "m k t <smask> a r i <eos> <sop>")
+    assert begun.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 4]
+    assert begun.targets.tolist() == [-1] * 8 + ids(BLANKS, "<eop>")
+
+
+def test_own_part_by_hand():
+    for text, own in [("m k <eos>", (0, 2)), ("<sop> m k <eos>", (1, 3)), ("<eos>", (0, 0)), ("<sop> <eos>", (1, 1))]:
+        assert own_part(np.array(ids(BLANKS, text)), BLANKS) == own
+    assert own_part(np.zeros(0, np.int64), BLANKS) == (0, 0)
+    assert own_part(np.array(ids(BLANKS, "<sop>")), BLANKS) == (1, 1)
 
 
 def proteins(count: int, length: int = 60) -> PackedBatch:
@@ -185,7 +198,7 @@ def test_what_a_blank_hides_is_not_seen():
     """No logit of the prefix or of a token depends on what is asked for later."""
     torch.manual_seed(0)
     backbone = build(TransformerConfig(len(BLANKS), 16, 2, heads=2, direction="prefix")).eval()
-    blanked = GLM.blanked
+
     hidden = []
     for text in ("m k t a r i <eos>", "m k s a r i <eos>"):
         one = blanked(np.array(ids(BLANKS, text)), [(1, 3), (5, 6)], "<smask>", BLANKS, order=[0, 1])

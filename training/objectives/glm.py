@@ -1,42 +1,24 @@
 """Blank infilling mixed with masked tokens (GLM, Du et al. 2022, arXiv:2103.10360; xTrimoPGLM, Chen et al. 2025).
 
-    M K T A R I        K T and I blanked     M <smask> A R <smask>   <sop> I    <sop> K  T
-                       positions             0    1    2 3    4        5   6      2   3  4
-                       targets                                         I <eop>    K   T <eop>
-
-The tokens up to the last mask are the prefix and see each other both ways; those behind it see the prefix and what was
-written before them. A blank's tokens take up the position behind their mask's, so that it is known where they belong
-and not how long they are.
+How blanks are laid out: ``sequences.blanked``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...errors import ConfigError
-from ...sequences import PackedBatch, Vocabulary
+from ...sequences import Blanked, PackedBatch, Vocabulary, blanked, require_blanks, without_blanks
+from ...sequences.blanks import NOTHING
 from .corruption import Ordinary
 from .masked import masked
 from .objective import Objective
 
 MEAN_BLANK = 3  # tokens of a short blank, Poisson (Du et al. 2022, section 2.2)
 SHORTEST_SUFFIX = 0.5  # of a sequence (Du et al. 2022, section 2.3)
-NOTHING = -1  # is asked at this token
-NAMES = ("<smask>", "<gmask>", "<sop>", "<eop>")
-
-
-class Blanked(NamedTuple):
-    """One sequence: what is read, at which positions, what is asked (-1: nothing), and the length of the prefix."""
-
-    tokens: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    prefix: int
 
 
 def glm(
@@ -64,9 +46,7 @@ def glm(
         ConfigError: the vocabulary has no mask token or no ordinary one, or lacks ``<smask>``, ``<gmask>``, ``<sop>``
             or ``<eop>``.
     """
-    absent = [name for name in NAMES if name not in vocabulary.ids]
-    if absent:
-        raise ConfigError(f"Blank infilling needs the tokens {', '.join(NAMES)}; the tokenizer lacks {absent[0]}.")
+    require_blanks(vocabulary, "Blank infilling")
     device = batch.tokens.device
     whole = masked(batch, vocabulary, generator, share=share)
     allowed = Ordinary.of(vocabulary, device).among(batch.tokens)
@@ -77,7 +57,7 @@ def glm(
         tokens, free, corrupt, targets = (part.numpy() for part in parts)
         at = np.flatnonzero(free)
         if rng.random() < masked_share or not len(at):
-            made.append(Blanked(corrupt, np.arange(len(tokens)), targets, len(tokens)))
+            made.append(without_blanks(corrupt, targets))
         elif rng.random() < suffix_share:
             length = int(rng.integers(int(np.ceil(SHORTEST_SUFFIX * len(at))), len(at) + 1))
             made.append(blanked(tokens, [suffix(free, length)], "<gmask>", vocabulary))
@@ -110,37 +90,16 @@ def short_blanks(free: NDArray[np.bool_], budget: int, rng: np.random.Generator)
     return sorted(spans)
 
 
-def blanked(
-    tokens: NDArray[np.int64],
-    spans: Sequence[tuple[int, int]],
-    mask: str,
-    vocabulary: Vocabulary,
-    *,
-    order: Sequence[int] = (0,),
-) -> Blanked:
-    """Return one sequence with ``spans``, half-open and apart, as blanks that are written in ``order``."""
-    ids = vocabulary.ids
-    edges = [edge for span in spans for edge in span]
-    rest, cut = np.split(tokens, edges)[::2], np.split(tokens, edges)[1::2]
-    read = np.concatenate([np.append(part, ids[mask]) for part in rest[:-1]] + [rest[-1]])
-    behind = np.cumsum([len(part) + 1 for part in rest[:-1]])  # the position after each mask's
-    parts, places, asked = [read], [np.arange(len(read))], [np.full(len(read), NOTHING)]
-    for number in order:
-        parts.append(np.insert(cut[number], 0, ids["<sop>"]))
-        places.append(behind[number] + np.arange(len(cut[number]) + 1))
-        asked.append(np.append(cut[number], ids["<eop>"]))
-    return Blanked(np.concatenate(parts), np.concatenate(places), np.concatenate(asked), len(read))
-
-
 def _packed(made: Sequence[Blanked], batch: PackedBatch) -> Objective:
     """Lay the sequences end to end again."""
     device = batch.tokens.device
     empty = np.zeros(0, np.int64)
-    tokens, places, targets = (
-        torch.from_numpy(np.concatenate([empty, *(one[column] for one in made)])).to(device) for column in range(3)
+    tokens, places, blocks, targets = (
+        torch.from_numpy(np.concatenate([empty, *(one[column] for one in made)])).to(device) for column in range(4)
     )
     lengths = torch.tensor([len(one.tokens) for one in made], dtype=torch.int64, device=device)
     prefix = torch.tensor([one.prefix for one in made], dtype=torch.int64, device=device)
     laid = PackedBatch.from_lengths(tokens, lengths)
-    inputs = PackedBatch(tokens, laid.cu_seqlens, places, {**batch.conditions, "prefix": prefix})
+    conditions = {**batch.conditions, "prefix": prefix}
+    inputs = PackedBatch(tokens, laid.cu_seqlens, places, conditions, block_positions=blocks)
     return Objective(inputs, targets.clamp(min=0), (targets != NOTHING).float())

@@ -14,7 +14,7 @@ from processive.bio import KmerTokenizer, ProteinTokenizer
 from processive.errors import ConfigError, InputError
 from processive.models import HeadConfig, LanguageModel
 from processive.sequences import PackedBatch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 # Ubiquitin (P0CG48), insulin's two chains (P01308), glucagon (P01275), oxytocin (P01178); phiX174's and lambda's ends.
 PROTEINS = [
@@ -386,6 +386,20 @@ def test_esmc_of_transformers_and_of_its_authors(tmp_path):
     bitwise(own_esmc(theirs), torch.load(tmp_path / "own" / "esmc.pth"))
 
 
+@torch.no_grad()
+def test_esmc_gives_what_its_authors_code_gave(golden, patterned, tmp_path):
+    recorded = golden("esmc")
+    torch.save(patterned(recorded["shapes"]), tmp_path / "esmc.pth")
+    model = pv.load(tmp_path / "esmc.pth").eval()
+    assert model.tokenizer.encode(recorded["sequences"][0]).tolist() == recorded["ids"][0]
+    batch = PackedBatch.from_sequences(recorded["ids"])
+    layers = [layer[:, recorded["columns"]] for layer in model.backbone.hidden_layers(batch)[1:]]
+    for got, wanted in zip([*layers, model(batch)[0]], [*recorded["layers"], recorded["logits"]], strict=True):
+        want = torch.tensor([row for rows in wanted for row in rows])
+        assert (got - want).abs().max() <= 1e-4
+        assert want.std() > 0.1
+
+
 def test_esmc_tokenizer_gives_their_ids(tmp_path):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.EsmcTokenizer()
@@ -414,7 +428,7 @@ def test_esmc_own_files_have_heads_of_64():
         model.save("nowhere", format="esmc")
 
 
-# Nucleotide Transformer v2: its code is not on PyPI
+# Nucleotide Transformer v2: its code is not on PyPI; what it gave, in JAX, is recorded
 
 NT_V2 = TransformerConfig(
     4107, 48, 2, heads=4, direction="bidirectional", norm="layer", activation="swiglu", feed_forward_width=64,
@@ -442,6 +456,23 @@ def test_nucleotide_transformer_v2_has_its_keys_and_comes_back(tmp_path):
     bitwise(weights, load_file(tmp_path / "again" / "model.safetensors"))
     with pytest.raises(ConfigError, match="activation is 'swiglu' and would become 'gelu'"):
         ours.save(tmp_path / "v1", format="hf-esm")
+
+
+@torch.no_grad()
+def test_nucleotide_transformer_v2_gives_what_its_authors_code_gave(golden, patterned, tmp_path):
+    recorded = golden("nucleotide_transformer_v2")
+    (tmp_path / "config.json").write_text(json.dumps(recorded["config"]))
+    save_file(patterned(recorded["shapes"]), tmp_path / "model.safetensors")
+    model = pv.load(tmp_path).eval()
+    assert [model.tokenizer.encode(text).tolist() for text in recorded["sequences"]] == recorded["ids"]
+    sequence, position = recorded["masked"]
+    recorded["ids"][sequence][position] = model.vocabulary.role("mask")
+    batch = PackedBatch.from_sequences(recorded["ids"])
+    found = [*model.backbone.hidden_layers(batch)[1:], model(batch)[0][:, recorded["columns"]]]
+    for got, wanted in zip(found, [*recorded["layers"], recorded["logits"]], strict=True):
+        want = torch.tensor([row for rows in wanted for row in rows])
+        assert (got - want).abs().max() <= 1e-5
+        assert want.std() > 0.1
 
 
 @pytest.mark.parametrize(("width", "depth", "heads", "millions"), [(512, 22, 16, 100), (1024, 29, 16, 500)])
