@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ..sequences import Records, Tokenizer
     from ..training import Recipe
 
-GIVEN: list[str] = []  # the command line, for a verb that starts it again in other processes
-
 DOMAINS = ("chem", "bio", "cells", "text")
 OnError = Literal["raise", "skip"]  # as in sequences, which would import torch before --help is shown
 

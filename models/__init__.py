@@ -15,9 +15,9 @@ from .adapters import (
 )
 from .card import ModelCard, installed_versions
 from .head import HeadConfig
-from .language_model import LanguageModel
+from .language_model import LanguageModel, add_task
 from .loading import load
-from .task import TaskConfig, TaskHead, add_task
+from .task import TaskConfig, TaskHead
 
 __all__ = [
     "AdapterConfig",

@@ -155,3 +155,14 @@ class LanguageModel(nn.Module):
             files.save(self, folder)
         else:
             export.save_as(self, folder, format)
+
+
+def add_task(model: LanguageModel, config: TaskConfig, *, seed: int = 0) -> None:
+    """Give ``model`` a fresh task head, in the place of one that it has; its weights are a function of the seed.
+
+    Runs whose average is to be a model start from one head: give each the same seed, or save the model once with it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = TaskHead(model.width, len(config.names), level=config.level, dropout=config.dropout)
+    model.task, model.task_config = head.to(model.device).train(model.training), config

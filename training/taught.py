@@ -114,7 +114,7 @@ class TaughtBatch(PackedBatch):
         return self.source.objective(self, self.rows, model)
 
 
-def check_taught(sequences: Any, validation: Any, model: LanguageModel, *, max_length: int | None) -> bool:
+def check_taught(sequences: object, validation: object, model: LanguageModel, *, max_length: int | None) -> bool:
     """Tell whether the data says itself what is taught.
 
     Raises:
@@ -128,7 +128,7 @@ def check_taught(sequences: Any, validation: Any, model: LanguageModel, *, max_l
             raise ConfigError(f"Validation is {type(validation).__name__}, and what is trained on is plain sequences.")
         return False
     for data in (sequences,) if validation is None else (sequences, validation):
-        if type(data) is not type(sequences):
+        if not isinstance(data, Taught) or type(data) is not type(sequences):
             raise ConfigError(f"Validation must be {type(sequences).__name__} too, not {type(data).__name__}.")
         data.check(model)
         longest = max(len(sequence) for sequence in data.sequences)
