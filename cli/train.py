@@ -227,6 +227,8 @@ def _train_language_model(
         del recipe["adapt"]
     card = ModelCard(description=plan.description, data=described, recipe=recipe)
     model = started or plan.build(tokenizer, card=card).to(device)
+    if plan.training.objective == "replaced" and model.task_config is None:
+        training.add_detector(model, seed=plan.training.seed)
     if lora:
         add_adapter(model, plan.adapt, seed=plan.training.seed)
     else:

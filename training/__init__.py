@@ -4,6 +4,7 @@ from . import objectives
 from .averaging import average, average_runs, greedy_average, read_snapshots
 from .config import TrainingConfig
 from .data import Mixture
+from .detector import add_detector
 from .engines import EngineConfig
 from .folds import Agreement, agreement, cluster_folds, fit_folds, predict_folds
 from .labelled import Labelled
@@ -23,6 +24,7 @@ __all__ = [
     "Preferences",
     "Recipe",
     "TrainingConfig",
+    "add_detector",
     "agreement",
     "average",
     "average_runs",

@@ -36,6 +36,7 @@ from .checkpoint import (
 )
 from .config import OBJECTIVES, WITH_SPANS, TrainingConfig
 from .data import Mixture, Pieces, Sequences
+from .detector import check_detector
 from .engines import Engine, EngineConfig, barrier, make_engine, prepare
 from .long import check_causal
 from .metrics import NAME as METRICS
@@ -120,7 +121,7 @@ def train(
         _refuse_more_than_adapter(model, config)
     settings = engine or EngineConfig()
     rank, world_size = prepare(settings, config, model.device)
-    with _only(config.trained, model, pieces.taught):
+    with _only(config, model, pieces.taught):
         return _train(
             model,
             pieces,
@@ -260,6 +261,8 @@ def _check_fits(
     taught = check_taught(sequences, validation, model, max_length=config.max_length)
     if not taught and OBJECTIVES[config.objective] != direction:
         raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
+    if not taught and config.objective == "replaced":
+        check_detector(model)
     if config.long == "cut":
         return
     if taught:
@@ -284,12 +287,15 @@ def _refuse_more_than_adapter(model: LanguageModel, config: TrainingConfig) -> N
 
 
 @contextmanager
-def _only(trained: str, model: LanguageModel, taught: Taught | None) -> Iterator[None]:
-    """Freeze the backbone where the head alone is trained, and the heads that the data does not reach."""
+def _only(config: TrainingConfig, model: LanguageModel, taught: Taught | None) -> Iterator[None]:
+    """Freeze the backbone where the head alone is trained, and the heads that what is taught does not reach."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    if trained == "head":
+    if config.trained == "head":
         model.backbone.requires_grad_(False)
-    idle = [model.task] if taught is None else taught.untaught(model)
+    if taught is not None:
+        idle = taught.untaught(model)
+    else:
+        idle = [model.head, model.contacts] if config.objective == "replaced" else [model.task]
     for head in idle:
         if head is not None:
             head.requires_grad_(False)

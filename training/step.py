@@ -17,8 +17,9 @@ from ..sequences import PackedBatch, spans_in
 from .batches import seed_of
 from .carried import Carried, backward_carried
 from .config import TrainingConfig
+from .detector import detection
 from .long import backward_in_pieces, seed_draws
-from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, span_masked, swapped
+from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, replaced, span_masked, swapped
 from .taught import AnyObjective, TaughtBatch, TaughtObjective
 
 MASKS, DROPOUT, VALIDATION = 1, 2, 3  # streams of random numbers
@@ -61,6 +62,8 @@ def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingCon
     if config.objective == "entity-masked":
         share, entity_share, mode = config.mask_share, config.entity_share, config.entity_mode
         return entity_masked(*given, spans_in(batch), share=share, entity_share=entity_share, mode=mode)
+    if config.objective == "replaced":
+        return detection(replaced(*given, share=config.mask_share))
     if config.objective in WITH_SHARE:
         return WITH_SHARE[config.objective](*given, share=config.mask_share)
     return fill_in(*given) if config.objective == "fill-in" else causal(*given)
