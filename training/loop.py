@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -292,6 +292,7 @@ def _only(config: TrainingConfig, model: LanguageModel, taught: Taught | None) -
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     if config.trained == "head":
         model.backbone.requires_grad_(False)
+    idle: Sequence[torch.nn.Module | None]
     if taught is not None:
         idle = taught.untaught(model)
     else:

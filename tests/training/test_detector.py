@@ -37,7 +37,8 @@ def test_the_loss_by_hand(make_model, tokenizer):
 
 def test_a_recipe_of_detectors_learns_and_is_kept(tmp_path):
     overrides = {"training.objective": "replaced", "training.steps": 60, "training.batch_tokens": 800}
-    recipe = read_recipe("protein-encoder", overrides={**overrides, "training.learning_rate": 3e-3})
+    small = {"backbone.width": 48, "backbone.depth": 2, "training.learning_rate": 5e-3}
+    recipe = read_recipe("protein-encoder", overrides=overrides | small)
     tokenizer = bio.make_tokenizer(recipe.tokenizer)
     model = recipe.build(tokenizer)
     language = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
@@ -45,7 +46,8 @@ def test_a_recipe_of_detectors_learns_and_is_kept(tmp_path):
     metrics = train(model, sequences, recipe.training, out=tmp_path, validation=sequences, progress=False)
     chance = -(0.15 * np.log(0.15) + 0.85 * np.log(0.85))
     losses = [line["loss"] for line in read_metrics(tmp_path)]
-    assert losses[0] > chance and metrics["validation_loss"] < chance - 0.05
+    assert losses[0] > chance and np.mean(losses[-10:]) < chance - 0.08
+    assert metrics["validation_loss"] < chance - 0.03
     assert all(torch.equal(model.head.state_dict()[name], tensor) for name, tensor in language.items())
     assert all(parameter.requires_grad for parameter in model.parameters())
     back = load(tmp_path)
