@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..backbones import AnyConfig, Backbone, BackboneState, TransformerConfig, build
+from ..backbones import AnyConfig, Backbone, BackboneState, TransformerConfig, build, config_to_dict, to_plain
 from ..errors import ConfigError
-from ..sequences import PackedBatch, Tokenizer, Vocabulary
+from ..sequences import PackedBatch, Tokenizer, Vocabulary, tokenizer_to_dict
 from .card import ModelCard
 from .head import Head, HeadConfig
 from .task import TaskConfig, TaskHead
+from .trainable import Trainable
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Trainable):
     """Tokens to logits, with everything needed to use the model later.
 
     Attributes:
@@ -77,6 +79,16 @@ class LanguageModel(nn.Module):
         return self.tokenizer.vocabulary
 
     @property
+    def vocabulary_size(self) -> int:
+        """Number of the tokenizer's tokens."""
+        return len(self.vocabulary)
+
+    @property
+    def networks(self) -> tuple[Backbone, ...]:
+        """The backbone."""
+        return (self.backbone,)
+
+    @property
     def causal(self) -> bool:
         """Whether no token sees a later one, so that the model generates and its state streams."""
         return self.backbone.config.causal
@@ -128,6 +140,11 @@ class LanguageModel(nn.Module):
         logits: Tensor = self.head(hidden if at is None else hidden[at], self.backbone.embedding.weight, conditions)
         tokens = len(self.vocabulary)
         return logits if logits.shape[1] == tokens else logits[:, :tokens]
+
+    def parts(self) -> dict[str, Any]:
+        """Backbone, tokenizer and task, as plain values."""
+        parts = {"backbone": config_to_dict(self.backbone.config), "tokenizer": tokenizer_to_dict(self.tokenizer)}
+        return parts if self.task_config is None else {**parts, "task": to_plain(self.task_config)}
 
     def save(self, folder: str | Path, *, format: str | None = None) -> None:
         """Write the model to ``folder``; other files there stay.

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..models import LanguageModel, ModelCard, fingerprint, installed_versions, trainable_share
+from ..models import ModelCard, Trainable, fingerprint, installed_versions, trainable_share
 from ..sequences import replacing
 from .config import TrainingConfig
 
@@ -26,7 +26,7 @@ IN_CARD = ("started", "resumed", "finished", "seed", "start", "trainable_share",
 
 def begin_record(
     out: Path,
-    model: LanguageModel,
+    model: Trainable,
     config: TrainingConfig,
     card: ModelCard,
     *,

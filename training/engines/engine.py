@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...models import LanguageModel
+from ...models import Trainable
 from ...sequences import PackedBatch
 from ..batches import Batch
 from ..carried import Carried
@@ -66,7 +66,7 @@ class Engine(Protocol):
 
     rank: int
     world_size: int
-    model: LanguageModel
+    model: Trainable
     module: nn.Module
     carried: Carried
     precision: str
