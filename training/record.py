@@ -113,7 +113,13 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, check=True, timeout=20, encoding="utf-8", errors="replace"
+        ["git", "--no-optional-locks", *arguments],
+        cwd=folder,
+        capture_output=True,
+        check=True,
+        timeout=20,
+        encoding="utf-8",
+        errors="replace",
     )
     return done.stdout.strip()
 

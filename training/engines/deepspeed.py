@@ -290,7 +290,8 @@ def _begin_moments(optimizer: torch.optim.Optimizer) -> None:
 
 def _take_over(model: Trainable) -> Trainable:
     """A copy of the model's modules around the same storage, which DeepSpeed may take apart."""
-    memo: dict[int, Any] = {id(value): value for name, value in vars(model).items() if name[0] != "_"}  # tokenizers
+    parts = [part for part in model.modules() if isinstance(part, Trainable)]  # a tokenizer, a card: theirs stay theirs
+    memo: dict[int, Any] = {id(v): v for part in parts for name, v in vars(part).items() if name[0] != "_"}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in model.parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, memo)
