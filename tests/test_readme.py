@@ -75,6 +75,7 @@ def stand_ins(cells_of_blood):
     return [{"adata": cells_of_blood}, fit, preferred, {}]
 
 
+@pytest.mark.slow
 def test_it_runs(place, stand_ins):
     code, names = snippets(), {}
     assert len(code) == len(stand_ins)

@@ -70,6 +70,7 @@ def test_the_loss_by_hand(make, blood):
     assert loss.item() == pytest.approx(5 * (contrast + matching).item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns_which_text_is_of_a_cell(make, blood, tmp_path):
     model = make()
     data, held_out = pairs(model, blood, slice(0, 300)), pairs(model, blood, slice(600, 700))

@@ -35,6 +35,7 @@ def test_the_loss_by_hand(make_model, tokenizer):
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_recipe_of_detectors_learns_and_is_kept(tmp_path):
     overrides = {"training.objective": "replaced", "training.steps": 60, "training.batch_tokens": 800}
     small = {"backbone.width": 48, "backbone.depth": 2, "training.learning_rate": 5e-3}
