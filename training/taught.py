@@ -121,7 +121,7 @@ def language_model(model: Trainable) -> LanguageModel:
         ConfigError: it is another one.
     """
     if not isinstance(model, LanguageModel):
-        raise ConfigError(f"A language model is taught this, and {model.name} is a {type(model).__name__}.")
+        raise ConfigError(f"A language model is taught this, and {model.name} is of the class {type(model).__name__}.")
     return model
 
 

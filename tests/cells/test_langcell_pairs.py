@@ -136,8 +136,8 @@ def test_what_is_refused(make, blood, tmp_path):
 
     language = LanguageModel(model.genes, model.cell.config)
     refused("learned by a LangCell, and model is none", model=language)
-    refused("langcell is a LangCell", data=data.sequences[:4])
-    refused("langcell is a LangCell", data=Labelled(data.sequences[:4], [0.0, 1.0, 2.0, 3.0]))
+    refused("langcell is of the class LangCell", data=data.sequences[:4])
+    refused("langcell is of the class LangCell", data=Labelled(data.sequences[:4], [0.0, 1.0, 2.0, 3.0]))
     refused("goes down one network, and langcell has 2", config=TrainingConfig(steps=1, layer_decay=0.9))
     refused("A text has the token 900", data=cells.CellTexts(data.sequences[:2], [[3], [900]]))
     with pytest.raises(InputError, match="2 cells and 1 texts"):

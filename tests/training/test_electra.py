@@ -102,7 +102,7 @@ def test_what_is_refused(make, make_model, sequences, tmp_path):
     config = TrainingConfig(steps=1)
     with pytest.raises(ConfigError, match=r"learned by training\.Electra"):
         train(make_model("masked"), Sampled(sequences), config, out=tmp_path, progress=False)
-    with pytest.raises(ConfigError, match="letters is a Electra"):
+    with pytest.raises(ConfigError, match="letters is of the class Electra"):
         train(make(), sequences, config, out=tmp_path, progress=False)
     with pytest.raises(ConfigError, match="generator must read both ways"):
         Electra(make().detector, make_model())
