@@ -10,6 +10,7 @@ import typer
 
 from .embed import embed
 from .generate import generate
+from .inputs import COMMAND
 from .models import models
 from .predict import predict
 from .report import exit_status, messages_as_lines, say, say_error
@@ -71,9 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     ours = [a for a in arguments if a != "--debug" and not a.startswith(LAUNCHER)]
     arguments = ours or ["--help"]
+    COMMAND.set(tuple(arguments))
     try:
         with messages_as_lines(debug=debug):
-            status = app(arguments, prog_name="processive", standalone_mode=False, obj=tuple(arguments))
+            status = app(arguments, prog_name="processive", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
         if hasattr(error, "format_message"):  # typer's own errors; which class that is depends on its version
             command = getattr(getattr(error, "ctx", None), "command_path", "processive")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from ..models import LanguageModel
     from ..sequences import Records, Tokenizer
     from ..training import Recipe
+
+# The command line under way, for a verb that starts it again in other processes.
+COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command")
 
 DOMAINS = ("chem", "bio", "cells", "text")
 OnError = Literal["raise", "skip"]  # as in sequences, which would import torch before --help is shown

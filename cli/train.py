@@ -11,6 +11,7 @@ import typer
 
 from ..errors import ConfigError, OutputError
 from .inputs import (
+    COMMAND,
     DeviceOption,
     InputArgument,
     OnError,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 
 def train(
-    context: typer.Context,  # its obj is the command line, which starts the other processes
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or a name that `models` lists.")],
     data: InputArgument,
     *,
@@ -109,7 +109,7 @@ def train(
     if seed is not None:
         plan = read_recipe(recipe, size, {**changes, "training.seed": seed})
     if processes > 1:
-        _start_processes(plan, processes, context.obj)
+        _start_processes(plan, processes)
     _train_language_model(
         plan,
         data,
@@ -126,8 +126,8 @@ def train(
     )
 
 
-def _start_processes(plan: Recipe, processes: int, command: Sequence[str]) -> None:
-    """Run ``command``, this one, again in each of the processes and end with their status; in one of them, go on."""
+def _start_processes(plan: Recipe, processes: int) -> None:
+    """Run this command again in each of the processes and end with their status; in one of them, go on."""
     from ..training.engines import check_share
     from ..training.engines.processes import launch, launched
 
@@ -135,7 +135,7 @@ def _start_processes(plan: Recipe, processes: int, command: Sequence[str]) -> No
         return
     assert plan.training is not None
     check_share(plan.engine, plan.training, processes)
-    raise typer.Exit(launch(command, processes))
+    raise typer.Exit(launch(COMMAND.get(), processes))
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:
