@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError
+from .estimator import Estimator
 
 if TYPE_CHECKING:
     from .models import AdapterConfig, LanguageModel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TUNINGS = {"head": 3e-3, "lora": 1e-3, "full": 2e-4}  # learning rates where no configuration is given
 
 
-class SequencePredictor:
+class SequencePredictor(Estimator):
     """Tune a copy of a language model on labels, and predict.
 
     Args:
@@ -67,23 +67,6 @@ class SequencePredictor:
         self.adapter = adapter
         self.seed = seed
         self.progress = progress
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:  # scikit-learn passes it
-        """Return the constructor's arguments by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> SequencePredictor:
-        """Change constructor arguments; returns the predictor.
-
-        Raises:
-            ConfigError: there is no such argument.
-        """
-        known = self.get_params()
-        for name, value in params.items():
-            if name not in known:
-                raise ConfigError(f"SequencePredictor has no parameter {name!r}; it has {', '.join(known)}.")
-            setattr(self, name, value)
-        return self
 
     def fit(self, x: Sequence[Any], y: Any, validation: tuple[Sequence[Any], Any] | None = None) -> SequencePredictor:
         """Train on records and their labels.

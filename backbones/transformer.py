@@ -172,9 +172,15 @@ class TransformerBlock(nn.Module):
         c = self.config
         q = self.cross_query(x).unflatten(1, (-1, c.head_dim))
         k, v = self.cross_key_value(memory.hidden).unflatten(1, (-1, c.head_dim)).chunk(2, dim=1)
-        precision = products_precision(x, self.cross_query.weight)
-        edges = {"cu_seqlens": cu_seqlens, "cu_seqlens_k": memory.cu_seqlens}
-        mixed = attention(q, k, v, **edges, causal=False, precision=precision)
+        mixed = attention(
+            q,
+            k,
+            v,
+            cu_seqlens=cu_seqlens,
+            cu_seqlens_k=memory.cu_seqlens,
+            causal=False,
+            precision=products_precision(x, self.cross_query.weight),
+        )
         return mixed.flatten(1)
 
 

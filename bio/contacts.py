@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backbones.transformer import Transformer
 from ..errors import ConfigError
 from ..sequences import Record
-from .tasks import texts_of
+from .tasks import checked_texts
 
 if TYPE_CHECKING:
     from ..models import LanguageModel
@@ -48,7 +48,7 @@ def contacts(
     if head is None or not isinstance(backbone, Transformer):
         raise ConfigError("The model has no regression from attention maps to contacts; ESM-2 has one.")
     weights = head.weight.float().view(backbone.config.depth, backbone.config.heads)
-    sequences = encode_all(model, texts_of(records, model.tokenizer))
+    sequences = encode_all(model, checked_texts(records, model.tokenizer))
     found = [np.zeros((0, 0), np.float32) for _ in sequences]
     with evaluating(model):
         for group, (batch,) in packed(model, sequences, batch_tokens=batch_tokens, progress=progress, label="contacts"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
-from ..sequences import Record, Spanned, Tokenizer, token_lengths, token_spans, tokenizer_from_dict
+from ..sequences import Record, Spanned, Tokenizer, texts_of, token_lengths, token_spans, tokenizer_from_dict
 from .frames import check_frames_alone, encode_frames
 from .sequence import guess_alphabet
 from .spans import SpanTable, spans_by_record
@@ -101,7 +102,7 @@ def embed(
     """
     from ..inference import embed as embed_texts
 
-    texts = texts_of(records, model.tokenizer)
+    texts = checked_texts(records, model.tokenizer)
 
     def run(texts: Texts) -> Any:
         return embed_texts(model, texts, layer=layer, pooling=pooling, batch_tokens=batch_tokens, progress=progress)
@@ -136,7 +137,7 @@ def score(
     """
     from ..inference import score as score_texts
 
-    texts = texts_of(records, model.tokenizer)
+    texts = checked_texts(records, model.tokenizer)
 
     def run(texts: Texts) -> Any:
         return score_texts(model, texts, conditions=conditions, batch_tokens=batch_tokens, progress=progress)
@@ -171,7 +172,7 @@ def logits(
     """
     from ..inference import logits as logits_of_texts
 
-    texts = texts_of(records, model.tokenizer)
+    texts = checked_texts(records, model.tokenizer)
     if model.causal:
         raise ConfigError("A causal model has logits for the next residue, not for the one it reads: use score.")
 
@@ -230,28 +231,25 @@ def generate(
     )
 
 
-def texts_of(records: Sequence[Record | str], tokenizer: Tokenizer) -> list[str | None]:
-    """Texts of the records, None for one with a problem; each is held against the tokenizer before any is computed."""
-    if isinstance(records, str):
-        raise InputError("This is one string, not a list of sequences.", hint="Put it in brackets: [sequence].")
+def checked_texts(records: Sequence[Record | str], tokenizer: Tokenizer) -> list[str | None]:
+    """Texts of the records, None for one with a problem; see ``sequences.texts_of``. Warns of DNA given as proteins."""
     _of_this_domain(tokenizer)
-    texts: list[str | None] = []
-    for number, given in enumerate(records, 1):
-        record = Record(given, number=number) if isinstance(given, str) else given
-        if record.problem is None:
-            _encode(tokenizer, record)
-        texts.append(record.text if record.problem is None else None)
+    texts = texts_of(records, partial(_encode_text, tokenizer), what="sequence")
     usable = [text for text in texts if text is not None]
     if usable and getattr(tokenizer, "alphabet", None) == "protein" and guess_alphabet(usable) == "dna":
         warnings.warn("These sequences look like DNA, and the model reads proteins: translate them?", stacklevel=3)
     return texts
 
 
+def _encode_text(tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:
+    if not text:
+        raise InputError("The sequence is empty.")
+    return tokenizer.encode(text)
+
+
 def _encode(tokenizer: Tokenizer, record: Record) -> NDArray[np.int32]:
-    if not record.text:
-        raise InputError("The sequence is empty.", record=record.number, name=record.name or None)
     try:
-        return tokenizer.encode(record.text)
+        return _encode_text(tokenizer, record.text)
     except InputError as error:
         raise error.at(record=record.number, name=record.name or None) from None
 

@@ -3,6 +3,7 @@
 from .draw import draw_umap
 from .graph import neighbor_graph
 from .langcell import LangCell
+from .langcell_pairs import CellTexts
 from .matrix import Expression, find_expression
 from .readers import read, write_h5ad
 from .tasks import chunks, embed, make_tokenizer, score, tokenize
@@ -10,6 +11,7 @@ from .tokenizer import RankTokenizer
 from .vocabulary import GeneMatch, GeneVocabulary
 
 __all__ = [
+    "CellTexts",
     "Expression",
     "GeneMatch",
     "GeneVocabulary",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +17,16 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..backbones import Memory, TransformerConfig, build
+from ..backbones import Backbone, Memory, TransformerConfig, build, config_to_dict
 from ..errors import ConfigError
-from ..models import ModelCard
+from ..models import ModelCard, Trainable
 from ..sequences import PackedBatch, TextTokenizer, pack
 from .tokenizer import RankTokenizer
 
 BATCH_TOKENS = 8192
 
 
-class LangCell(nn.Module):
+class LangCell(Trainable):
     """Two transformers, a linear map to a common space behind each, and the matching head.
 
     Attributes:
@@ -81,9 +82,33 @@ class LangCell(nn.Module):
         """Where the weights are."""
         return self.matching.weight.device
 
+    @property
+    def networks(self) -> tuple[Backbone, ...]:
+        """The network of the cells and that of the texts."""
+        return self.cell, self.text
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of the tokens of that tokenizer which has more."""
+        return max(len(self.genes.vocabulary), len(self.words.vocabulary))
+
+    def parts(self) -> dict[str, Any]:
+        """Tokenizers, networks and the size of the common space, as plain values."""
+        return {
+            "genes": self.genes.to_dict(),
+            "words": self.words.to_dict(),
+            "cell": config_to_dict(self.cell.config),
+            "text": config_to_dict(self.text.config),
+            "channels": self.cell_projection.out_features,
+        }
+
     def read_cells(self, cells: Sequence[NDArray[np.integer]]) -> Memory:
         """Return the hidden states of cells, given as ``genes`` encodes them."""
-        batch = PackedBatch.from_sequences(cells).to(self.device)
+        return self.cell_states(PackedBatch.from_sequences(cells))
+
+    def cell_states(self, batch: PackedBatch) -> Memory:
+        """Return the hidden states of a batch of cells."""
+        batch = batch.to(self.device)
         return Memory(self.cell(batch)[0], batch.cu_seqlens)
 
     def embed_cells(self, cells: Memory) -> Float[Tensor, "cells channels"]:
@@ -92,7 +117,11 @@ class LangCell(nn.Module):
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts channels"]:
         """Return a vector of length one for each text."""
-        batch = PackedBatch.from_sequences([self._words_of(text) for text in texts]).to(self.device)
+        return self.text_vectors(PackedBatch.from_sequences([self.words_of(text) for text in texts]))
+
+    def text_vectors(self, batch: PackedBatch) -> Float[Tensor, "texts channels"]:
+        """Return a vector of length one for each text of a batch."""
+        batch = batch.to(self.device)
         first = self.text(batch)[0][batch.cu_seqlens[:-1]]
         return F.normalize(self.text_projection(first), dim=-1)
 
@@ -103,21 +132,27 @@ class LangCell(nn.Module):
 
         Every pair is a pass of the text's network; ``batch_tokens`` are the text tokens of one batch of pairs.
         """
-        states = torch.split(cells.hidden, cells.cu_seqlens.diff().tolist())
-        words = [self._words_of(text) for text in texts]
-        pairs = [(cell, text) for cell in range(len(states)) for text in range(len(words))]
+        words = [self.words_of(text) for text in texts]
+        pairs = [(cell, text) for cell in range(len(cells.cu_seqlens) - 1) for text in range(len(words))]
         found = cells.hidden.new_zeros(len(pairs))
         for group in pack([len(words[text]) for _, text in pairs], batch_tokens):
             chosen = [pairs[i] for i in group]
-            batch = PackedBatch.from_sequences([words[text] for _, text in chosen]).to(self.device)
-            lengths = torch.tensor([len(states[cell]) for cell, _ in chosen], device=self.device)
-            memory = Memory(torch.cat([states[cell] for cell, _ in chosen]), F.pad(lengths.cumsum(0), (1, 0)))
-            first = self.text(batch, memory=memory)[0][batch.cu_seqlens[:-1]]
+            batch = PackedBatch.from_sequences([words[text] for _, text in chosen])
+            logits = self.match_logits(cells, [cell for cell, _ in chosen], batch)
             index = torch.tensor(group, device=self.device)
-            found = found.index_put((index,), self.matching(first).softmax(-1)[:, 1].to(found.dtype))
-        return found.view(len(states), len(words))
+            found = found.index_put((index,), logits.softmax(-1)[:, 1].to(found.dtype))
+        return found.view(len(cells.cu_seqlens) - 1, len(words))
 
-    def _words_of(self, text: str) -> NDArray[np.int32]:
+    def match_logits(self, cells: Memory, rows: Sequence[int], batch: PackedBatch) -> Float[Tensor, "pairs two"]:
+        """Return for each text of a batch two logits: it is of another cell, it is of the one numbered in ``rows``."""
+        states = torch.split(cells.hidden, cells.cu_seqlens.diff().tolist())
+        lengths = torch.tensor([len(states[cell]) for cell in rows], device=self.device)
+        memory = Memory(torch.cat([states[cell] for cell in rows]), F.pad(lengths.cumsum(0), (1, 0)))
+        batch = batch.to(self.device)
+        logits: Tensor = self.matching(self.text(batch, memory=memory)[0][batch.cu_seqlens[:-1]])
+        return logits
+
+    def words_of(self, text: str) -> NDArray[np.int32]:
         """Token ids of a text, cut so that it fits the positions; its end token stays."""
         ids = self.words.encode(text)
         most = self.most_words

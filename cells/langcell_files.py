@@ -35,17 +35,7 @@ PARTS = ("genes", "words", "cell", "text", "channels", "card", "name")
 def save(model: LangCell, folder: str | Path) -> None:
     """Write ``model`` to ``folder`` in our own format."""
     folder = Path(folder)
-    config = {
-        "format": FORMAT,
-        "kind": KIND,
-        "name": model.name,
-        "genes": model.genes.to_dict(),
-        "words": model.words.to_dict(),
-        "cell": config_to_dict(model.cell.config),
-        "text": config_to_dict(model.text.config),
-        "channels": model.cell_projection.out_features,
-        "card": asdict(model.card),
-    }
+    config = {"format": FORMAT, "kind": KIND, "name": model.name, **model.parts(), "card": asdict(model.card)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder / "config.json") as config_file, replacing(folder / "model.safetensors") as weights_file:
         save_file(tensors, weights_file, metadata={"format": "pt"})

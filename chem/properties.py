@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from ..errors import ConfigError, InputError
+from ..estimator import Estimator
 from .descriptors import Scaling, descriptor_names
 from .property_files import load_predictor, save_predictor
 from .property_network import (
@@ -28,7 +28,7 @@ from .property_network import (
 CHUNK = 1024  # molecules whose graphs are in memory at once while predicting
 
 
-class PropertyPredictor:
+class PropertyPredictor(Estimator):
     """Predict properties of molecules from their graphs and RDKit's descriptors, in the manner of scikit-learn.
 
     >>> predictor = PropertyPredictor("regression").fit(smiles, solubility, validation=(more, their_solubility))
@@ -89,27 +89,6 @@ class PropertyPredictor:
         self.seed = seed
         self.device = device
         self.progress = progress
-
-    @classmethod
-    def _parameter_names(cls) -> list[str]:
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:  # scikit-learn passes it
-        """Return the constructor's arguments by name."""
-        return {name: getattr(self, name) for name in self._parameter_names()}
-
-    def set_params(self, **params: Any) -> PropertyPredictor:
-        """Change constructor arguments; returns the predictor.
-
-        Raises:
-            ConfigError: there is no such argument.
-        """
-        known = self._parameter_names()
-        for name, value in params.items():
-            if name not in known:
-                raise ConfigError(f"PropertyPredictor has no parameter {name!r}; it has {', '.join(known)}.")
-            setattr(self, name, value)
-        return self
 
     def __repr__(self) -> str:
         return f"PropertyPredictor({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"

@@ -10,7 +10,7 @@ import typer
 
 from .embed import embed
 from .generate import generate
-from .inputs import GIVEN
+from .inputs import COMMAND
 from .models import models
 from .predict import predict
 from .report import exit_status, messages_as_lines, say, say_error
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     ours = [a for a in arguments if a != "--debug" and not a.startswith(LAUNCHER)]
     arguments = ours or ["--help"]
-    GIVEN[:] = arguments
+    COMMAND.set(tuple(arguments))
     try:
         with messages_as_lines(debug=debug):
             status = app(arguments, prog_name="processive", standalone_mode=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from ..sequences import Records, Tokenizer
     from ..training import Recipe
 
-GIVEN: list[str] = []  # the command line, for a verb that starts it again in other processes
+# The command line under way, for a verb that starts it again in other processes.
+COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command")
 
 DOMAINS = ("chem", "bio", "cells", "text")
 OnError = Literal["raise", "skip"]  # as in sequences, which would import torch before --help is shown

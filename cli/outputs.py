@@ -129,7 +129,7 @@ def write_sequences(path: Path, sequences: Sequence[str], *, prefix: str, column
                 handle.write(f"{sequence} {name}\n" if path.suffix == ".smi" else f"{sequence}\n")
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     """A number in the fewest digits that give it back in its own precision; NaN as every reader spells it."""
     if isinstance(value, float | np.floating):
         return "NaN" if np.isnan(value) else str(value)

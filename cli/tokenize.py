@@ -16,7 +16,7 @@ from .inputs import OnErrorOption, domain_module, tokenize_options
 from .report import Stopped, say
 
 if TYPE_CHECKING:
-    from ..sequences import Tokenizer
+    from ..sequences import Tokenizer, TokenStore
 
 
 def tokenize(
@@ -114,7 +114,7 @@ def _find_tokenizer(
     return made, domain
 
 
-def _first_unusable(store: Any) -> str:
+def _first_unusable(store: TokenStore) -> str:
     """Say which records were left out, the first ones by number."""
     from ..sequences import read_unusable
     from ..sequences.tokenizing import UNUSABLE

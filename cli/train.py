@@ -11,7 +11,7 @@ import typer
 
 from ..errors import ConfigError, OutputError
 from .inputs import (
-    GIVEN,
+    COMMAND,
     DeviceOption,
     InputArgument,
     OnError,
@@ -135,7 +135,7 @@ def _start_processes(plan: Recipe, processes: int) -> None:
         return
     assert plan.training is not None
     check_share(plan.engine, plan.training, processes)
-    raise typer.Exit(launch(GIVEN, processes))
+    raise typer.Exit(launch(COMMAND.get(), processes))
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:
@@ -227,6 +227,8 @@ def _train_language_model(
         del recipe["adapt"]
     card = ModelCard(description=plan.description, data=described, recipe=recipe)
     model = started or plan.build(tokenizer, card=card).to(device)
+    if plan.training.objective == "replaced" and model.task_config is None:
+        training.add_detector(model, seed=plan.training.seed)
     if lora:
         add_adapter(model, plan.adapt, seed=plan.training.seed)
     else:

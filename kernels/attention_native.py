@@ -38,13 +38,13 @@ def native_attention(
 
     Pairs of bfloat16 are multiplied where no gradient is recorded, heads are even and there is more than decoding.
     """
-    call, inputs = _Call.of(sizes, causal, window, scale), tuple(x.float() for x in (q, k, v))
+    call, inputs = _Call.of(sizes, causal, window, scale), [x.float() for x in (q, k, v)]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     paired = precision == "bf16" and native.has_bfloat16() and not recorded and q.shape[2] % 2 == 0
     if not paired or sizes.lengths.max() == 1:
         exact: Tensor = _Attention.apply(*inputs, call)  # type: ignore[no-untyped-call]
         return exact.to(q.dtype)
-    y = _in_pairs(*inputs, call)
+    y = _in_pairs(inputs[0], inputs[1], inputs[2], call)
     alone = sizes.lengths == 1  # they get what they get in a batch of their own
     if alone.any():
         rows = torch.from_numpy(call.edges[0][:-1][alone])

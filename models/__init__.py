@@ -15,9 +15,10 @@ from .adapters import (
 )
 from .card import ModelCard, installed_versions
 from .head import HeadConfig
-from .language_model import LanguageModel
+from .language_model import LanguageModel, add_task
 from .loading import load
-from .task import TaskConfig, TaskHead, add_task
+from .task import TaskConfig, TaskHead
+from .trainable import Trainable
 
 __all__ = [
     "AdapterConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "ModelCard",
     "TaskConfig",
     "TaskHead",
+    "Trainable",
     "adapter_names",
     "adapter_settings",
     "add_adapter",

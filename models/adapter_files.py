@@ -22,9 +22,9 @@ from ..errors import ConfigError, InputError
 from ..sequences import check_file, replacing
 from .adapters import attach_adapter, base_tensors, is_task, linear_maps, low_ranks_of, used_adapter
 from .card import ModelCard, installed_versions
-from .language_model import LanguageModel
+from .language_model import LanguageModel, add_task
 from .low_rank import LowRank, base_weight
-from .task import TaskConfig, add_task
+from .task import TaskConfig
 from .weights import open_weights
 
 FORMAT = 1

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..backbones import AnyConfig, Backbone, BackboneState, TransformerConfig, build
+from ..backbones import AnyConfig, Backbone, BackboneState, TransformerConfig, build, config_to_dict, to_plain
 from ..errors import ConfigError
-from ..sequences import PackedBatch, Tokenizer, Vocabulary
+from ..sequences import PackedBatch, Tokenizer, Vocabulary, tokenizer_to_dict
 from .card import ModelCard
 from .head import Head, HeadConfig
 from .task import TaskConfig, TaskHead
+from .trainable import Trainable
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Trainable):
     """Tokens to logits, with everything needed to use the model later.
 
     Attributes:
@@ -76,6 +78,16 @@ class LanguageModel(nn.Module):
     def vocabulary(self) -> Vocabulary:
         """The tokenizer's vocabulary."""
         return self.tokenizer.vocabulary
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of the tokenizer's tokens."""
+        return len(self.vocabulary)
+
+    @property
+    def networks(self) -> tuple[Backbone, ...]:
+        """The backbone."""
+        return (self.backbone,)
 
     @property
     def causal(self) -> bool:
@@ -141,6 +153,11 @@ class LanguageModel(nn.Module):
         tokens = len(self.vocabulary)
         return logits if logits.shape[1] == tokens else logits[:, :tokens]
 
+    def parts(self) -> dict[str, Any]:
+        """Backbone, tokenizer and task, as plain values."""
+        parts = {"backbone": config_to_dict(self.backbone.config), "tokenizer": tokenizer_to_dict(self.tokenizer)}
+        return parts if self.task_config is None else {**parts, "task": to_plain(self.task_config)}
+
     def save(self, folder: str | Path, *, format: str | None = None) -> None:
         """Write the model to ``folder``; other files there stay.
 
@@ -167,3 +184,14 @@ class LanguageModel(nn.Module):
             files.save(self, folder)
         else:
             export.save_as(self, folder, format)
+
+
+def add_task(model: LanguageModel, config: TaskConfig, *, seed: int = 0) -> None:
+    """Give ``model`` a fresh task head, in the place of one that it has; its weights are a function of the seed.
+
+    Runs whose average is to be a model start from one head: give each the same seed, or save the model once with it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = TaskHead(model.width, len(config.names), level=config.level, dropout=config.dropout)
+    model.task, model.task_config = head.to(model.device).train(model.training), config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -11,9 +10,6 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..sequences import PackedBatch, Vocabulary
-
-if TYPE_CHECKING:
-    from .language_model import LanguageModel
 
 KINDS = ("regression", "binary", "classes")
 LEVELS = ("sequence", "token")
@@ -104,14 +100,3 @@ def sequence_means(
     owner = batch.sequence_ids
     sums = hidden.new_zeros(len(batch), hidden.shape[1]).index_add(0, owner, hidden * kept[:, None])
     return sums / hidden.new_zeros(len(batch)).index_add(0, owner, kept).clamp(min=1)[:, None]
-
-
-def add_task(model: LanguageModel, config: TaskConfig, *, seed: int = 0) -> None:
-    """Give ``model`` a fresh task head, in the place of one that it has; its weights are a function of the seed.
-
-    Runs whose average is to be a model start from one head: give each the same seed, or save the model once with it.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = TaskHead(model.width, len(config.names), level=config.level, dropout=config.dropout)
-    model.task, model.task_config = head.to(model.device).train(model.training), config

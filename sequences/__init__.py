@@ -7,7 +7,7 @@ from .files import check_file, check_writable, open_text, read_blocks, read_line
 from .filling import move_spans_behind, span_masks
 from .ids import IdTokenizer
 from .packing import pack, unused_share
-from .records import OnError, Record, Records
+from .records import OnError, Record, Records, texts_of
 from .spans import Span, Spanned, SpannedBatch, cut_spans, has_spans, spans_in, token_lengths, token_spans
 from .store import TokenStore
 from .text import TextTokenizer
@@ -55,6 +55,7 @@ __all__ = [
     "share_batch",
     "span_masks",
     "spans_in",
+    "texts_of",
     "token_lengths",
     "token_spans",
     "tokenizer_class",

@@ -87,7 +87,8 @@ class PackedBatch:
         cu_seqlens = np.zeros(len(arrays) + 1, np.int64)
         np.cumsum(lengths, out=cu_seqlens[1:])
         positions = np.arange(len(tokens)) - np.repeat(cu_seqlens[:-1], lengths)
-        return cls(*(torch.from_numpy(part).to(device) for part in (tokens, cu_seqlens, positions)))
+        packed = cls(torch.from_numpy(tokens), torch.from_numpy(cu_seqlens), torch.from_numpy(positions))
+        return packed.to(device)
 
     @classmethod
     def from_padded(

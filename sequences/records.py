@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -86,3 +86,25 @@ class Records(Sequence[Record]):
                 stacklevel=2,
             )
         return self
+
+
+def texts_of(records: Sequence[Record | str], encode: Callable[[str], object], *, what: str) -> list[str | None]:
+    """Texts of records, or plain ones; None for a record with a problem.
+
+    Each is given to ``encode``, the tokenizer's, before any is used, so that a text it refuses costs no time.
+
+    Raises:
+        InputError: a text is refused, with its number and name; or this is one string (and no list of ``what``).
+    """
+    if isinstance(records, str):
+        raise InputError(f"This is one string, not a list of {what}s.", hint=f"Put it in brackets: [{what}].")
+    texts: list[str | None] = []
+    for number, given in enumerate(records, 1):
+        record = Record(given, number=number) if isinstance(given, str) else given
+        if record.problem is None:
+            try:
+                encode(record.text)
+            except InputError as error:
+                raise error.at(record=record.number, name=record.name or None) from None
+        texts.append(record.text if record.problem is None else None)
+    return texts

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from ..errors import ConfigError, InputError
-from ..sequences import Record, Spanned, TextTokenizer, Tokenizer
+from ..sequences import Record, Spanned, TextTokenizer, Tokenizer, texts_of
 from .readers import encode_text
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def embed(
     """
     from ..inference import embed as embed_texts
 
-    texts = texts_of(records, model.tokenizer)
+    texts = _texts(records, model.tokenizer)
     return embed_texts(model, texts, layer=layer, pooling=pooling, batch_tokens=batch_tokens, progress=progress)
 
 
@@ -106,7 +106,7 @@ def score(
     """
     from ..inference import score as score_texts
 
-    texts = texts_of(records, model.tokenizer)
+    texts = _texts(records, model.tokenizer)
     scores: Float64[np.ndarray, " records"] = score_texts(model, texts, batch_tokens=batch_tokens, progress=progress)
     return scores
 
@@ -152,21 +152,9 @@ def generate(
     )
 
 
-def texts_of(records: Sequence[Record | str], tokenizer: Tokenizer) -> list[str | None]:
-    """Texts of the records, None for one with a problem; each is held against the tokenizer before any is computed."""
-    if isinstance(records, str):
-        raise InputError("This is one string, not a list of texts.", hint="Put it in brackets: [text].")
+def _texts(records: Sequence[Record | str], tokenizer: Tokenizer) -> list[str | None]:
     _of_this_domain(tokenizer)
-    texts: list[str | None] = []
-    for number, given in enumerate(records, 1):
-        record = Record(given, number=number) if isinstance(given, str) else given
-        if record.problem is None:
-            try:
-                tokenizer.encode(record.text)
-            except InputError as error:
-                raise error.at(record=record.number, name=record.name or None) from None
-        texts.append(record.text if record.problem is None else None)
-    return texts
+    return texts_of(records, tokenizer.encode, what="text")
 
 
 def _of_this_domain(tokenizer: Tokenizer) -> None:

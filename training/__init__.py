@@ -4,6 +4,8 @@ from . import objectives
 from .averaging import average, average_runs, greedy_average, read_snapshots
 from .config import TrainingConfig
 from .data import Mixture
+from .detector import add_detector
+from .electra import Electra, Sampled
 from .engines import EngineConfig
 from .folds import Agreement, agreement, cluster_folds, fit_folds, predict_folds
 from .labelled import Labelled
@@ -17,12 +19,15 @@ from .ties import ties, ties_adapters, ties_models
 
 __all__ = [
     "Agreement",
+    "Electra",
     "EngineConfig",
     "Labelled",
     "Mixture",
     "Preferences",
     "Recipe",
+    "Sampled",
     "TrainingConfig",
+    "add_detector",
     "agreement",
     "average",
     "average_runs",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..backbones import BackboneState, TransformerConfig
 from ..errors import ConfigError, InputError
-from ..models import LanguageModel
+from ..models import LanguageModel, Trainable
 from ..sequences import PackedBatch
 from .lanes import GOES_ON
 from .long import Cast, check_causal, piece_loss
@@ -72,7 +72,7 @@ class Carried:
             save_file({name: tensor.contiguous() for name, tensor in self.state.tensors().items()}, folder / NAME)
 
     @classmethod
-    def read(cls, folder: Path | None, model: LanguageModel) -> Carried:
+    def read(cls, folder: Path | None, model: Trainable) -> Carried:
         """Read what ``write`` wrote; without a file, or without a folder, nothing is carried.
 
         Raises:
@@ -82,7 +82,7 @@ class Carried:
             return cls()
         one = PackedBatch.from_lengths(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
         with torch.no_grad():
-            made = model.backbone(one.to(model.device), return_state=True)[1]
+            made = model.networks[0](one.to(model.device), return_state=True)[1]
         assert made is not None
         try:
             tensors = load_file(folder / NAME, device=str(model.device))

@@ -149,7 +149,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
-def _differences(one: Any, other: Any, name: str = "") -> list[str]:
+def _differences(one: object, other: object, name: str = "") -> list[str]:
     """Names, with their values, at which two trees of plain values differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = [*one, *(key for key in other if key not in one)]

@@ -16,6 +16,7 @@ OBJECTIVES = {
     "span-masked": "bidirectional",
     "entity-masked": "bidirectional",
     "swapped": "bidirectional",
+    "replaced": "bidirectional",
     "glm": "prefix",
 }
 WITH_SPANS = ("answer", "entity-masked")  # they need sequences that know their spans
@@ -34,8 +35,9 @@ class TrainingConfig:
 
     Attributes:
         objective: "causal" (next token), "fill-in" (next token, spans moved behind), "masked", "span-masked", "swapped"
-            (other tokens in place of masks) or "glm" (masked tokens and blanks), see ``training.objectives``. Where the
-            sequences have spans also "answer" (next token, of the spans alone) and "entity-masked" (first the spans).
+            (other tokens in place of masks), "replaced" (which tokens are other ones, see ``add_detector``) or "glm"
+            (masked tokens and blanks), see ``training.objectives``. Where the sequences have spans also "answer" (next
+            token, of the spans alone) and "entity-masked" (first the spans).
             It is of plain sequences: ``Labelled`` and ``Preferences`` are taught by what they say themselves.
         steps: optimiser steps.
         epochs: passes over the data.
@@ -63,7 +65,8 @@ class TrainingConfig:
         beta1: decay of AdamW's first moment.
         beta2: decay of AdamW's second moment.
         clip: largest gradient norm; 0 does not clip.
-        mask_share: share of the tokens that masked training predicts, and that the short blanks of "glm" hold.
+        mask_share: share of the tokens that masked training predicts, that "replaced" puts others in the place of, and
+            that the short blanks of "glm" hold.
         entity_share: share of these that "entity-masked" takes in spans.
         entity_mode: whether it takes "one" token of a span or the whole "span".
         precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU that has it, fp32 elsewhere.

@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
-from ..models import LanguageModel, TaskConfig
+from ..models import TaskConfig, Trainable
 from ..models.task import KINDS, LEVELS
 from ..sequences import PackedBatch, Tokenizer
 from .objectives import binary_loss, class_loss, regression_loss, symmetric_divergence
-from .taught import Taught, TaughtObjective, Tokens, encoded, hashed
+from .taught import Taught, TaughtObjective, Tokens, encoded, hashed, language_model
 
 NAN = float("nan")
 
@@ -138,26 +138,28 @@ class Labelled(Taught):
             deviation.append(float(known.std()) if len(known) and known.std() > 0 else 1.0)
         return TaskConfig(self.kind, names, self.level, tuple(mean), tuple(deviation), dropout)
 
-    def check(self, model: LanguageModel) -> None:
+    def check(self, model: Trainable) -> None:
         """Raise ConfigError where the model has no head for these labels."""
-        config = model.task_config
+        config = language_model(model).task_config
         if config is None:
             raise ConfigError("The model has no head for labels: models.add_task(model, data.task()) gives it one.")
         given, wanted = (config.kind, config.level, len(config.names)), (self.kind, self.level, self.outputs)
         if given != wanted:
             raise ConfigError(f"The model's task head is for {_words(*given)}, and the labels are {_words(*wanted)}.")
 
-    def untaught(self, model: LanguageModel) -> list[nn.Module]:
+    def untaught(self, model: Trainable) -> list[nn.Module]:
         """The heads that predict tokens and contacts."""
+        model = language_model(model)
         return [module for module in (model.head, model.contacts) if module is not None]
 
-    def objective(self, batch: PackedBatch, rows: NDArray[np.int64], model: LanguageModel) -> LabelObjective:
+    def objective(self, batch: PackedBatch, rows: NDArray[np.int64], model: Trainable) -> LabelObjective:
         """Return the labels of a batch."""
         own = [self.labels[self._starts[r] : self._starts[r + 1]] for r in rows % (len(self._starts) - 1)]
         labels = torch.from_numpy(np.concatenate(own))
-        assert model.task_config is not None
+        config = language_model(model).task_config
+        assert config is not None
         if self.kind == "regression":
-            labels = model.task_config.scaled(labels)
+            labels = config.scaled(labels)
         return LabelObjective(
             batch, labels.float(), self.kind, self.class_weights, self.consistency if self.paired else None
         )
@@ -213,8 +215,9 @@ class LabelObjective(TaughtObjective):
         weight = self._loss(torch.zeros(len(self.labels), outputs))[1]
         return float(weight) / (1 if self.consistency is None else 2)
 
-    def loss_sum(self, model: LanguageModel) -> Float[Tensor, ""]:
+    def loss_sum(self, model: Trainable) -> Float[Tensor, ""]:
         """Return the weighted sum of the losses of the task head's answers."""
+        model = language_model(model)
         assert model.task is not None
         batch = self.batch.to(model.device)
         hidden, _ = model.backbone(model.whole(batch))

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones import config_to_dict, to_plain
 from ..errors import ConfigError, InputError
 from ..kernels import keep_freed_memory
-from ..models import LanguageModel, ModelCard, adapter_settings, fingerprint, save_adapter, used_adapter
+from ..models import ModelCard, Trainable, adapter_settings, fingerprint, save_adapter, used_adapter
 from ..models.adapters import is_task
-from ..sequences import check_writable, tokenizer_to_dict
+from ..sequences import check_writable
 from .carried import Carried, check_carried
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import (
@@ -36,6 +35,7 @@ from .checkpoint import (
 )
 from .config import OBJECTIVES, WITH_SPANS, TrainingConfig
 from .data import Mixture, Pieces, Sequences
+from .detector import check_detector
 from .engines import Engine, EngineConfig, barrier, make_engine, prepare
 from .long import check_causal
 from .metrics import NAME as METRICS
@@ -44,8 +44,8 @@ from .plan import ready_steps, share_done
 from .record import begin_record, finish_record
 from .report import Window, progress_bar, show_metrics
 from .schedule import SCHEDULES
-from .step import MASKS, make_objective
-from .taught import AnyObjective, Taught, check_taught
+from .step import MASKS, make_objective, untaught
+from .taught import AnyObjective, Taught, check_taught, language_model
 from .validation import validation_loss
 
 CHECKPOINT_SECONDS = 300
@@ -60,7 +60,7 @@ WITHOUT_EFFECT = (
 
 
 def train(
-    model: LanguageModel,
+    model: Trainable,
     sequences: Sequences | Mixture | Taught,
     config: TrainingConfig,
     *,
@@ -89,7 +89,8 @@ def train(
     Args:
         model: the model; its weights are where a new run starts.
         sequences: token sequences: arrays, a ``TokenStore``, or a ``Mixture`` of several of these, which are taught by
-            the objective of ``config``; or ``Labelled`` or ``Preferences``, which say themselves what is taught.
+            the objective of ``config``; or ``Labelled``, ``Preferences``, ``Sampled`` (for an ``Electra``) or
+            ``cells.CellTexts`` (for a ``cells.LangCell``), which say themselves what is taught.
         config: the settings.
         out: folder of the run.
         validation: held-out data, of the same kind.
@@ -120,7 +121,7 @@ def train(
         _refuse_more_than_adapter(model, config)
     settings = engine or EngineConfig()
     rank, world_size = prepare(settings, config, model.device)
-    with _only(config.trained, model, pieces.taught):
+    with _only(config, model, pieces.taught):
         return _train(
             model,
             pieces,
@@ -137,7 +138,7 @@ def train(
 
 
 def _train(
-    model: LanguageModel,
+    model: Trainable,
     pieces: Pieces,
     held_out: Pieces | None,
     config: TrainingConfig,
@@ -154,10 +155,8 @@ def _train(
     identity: dict[str, Any] = {
         "settings": {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT},
         "data": pieces.fingerprint(),
-        "model": {"backbone": config_to_dict(model.backbone.config), "tokenizer": tokenizer_to_dict(model.tokenizer)},
+        "model": model.parts(),
     }
-    if model.task_config is not None:
-        identity["model"]["task"] = to_plain(model.task_config)
     kept = frozen_tensors(model)
     if kept:  # they are in no checkpoint
         identity |= {"frozen": fingerprint(kept), "adapter": adapter_settings(model, used_adapter(model))}
@@ -175,10 +174,11 @@ def _train(
     if model.device.type == "cpu":
         keep_freed_memory()
     devices = [model.device] if model.device.type == "cuda" else []
-    was_training, was_checkpointing = model.training, model.backbone.gradient_checkpointing
+    was_training, was_checkpointing = model.training, [network.gradient_checkpointing for network in model.networks]
     try:
         model.train()
-        model.backbone.gradient_checkpointing = config.gradient_checkpointing
+        for network in model.networks:
+            network.gradient_checkpointing = config.gradient_checkpointing
         with torch.random.fork_rng(devices), _stop_asked() as stop_asked, progress_bar(progress and rank == 0) as bar:
             carried = Carried.read(find_checkpoint(out), model)
             example = partial(_example, model, pieces, config)
@@ -198,7 +198,8 @@ def _train(
             engine.close()
     finally:
         model.train(was_training)
-        model.backbone.gradient_checkpointing = was_checkpointing
+        for network, was in zip(model.networks, was_checkpointing, strict=True):
+            network.gradient_checkpointing = was
     if rank == 0:
         _finish(out, model, config=config, card=card, record=record, metrics=metrics)
     barrier(settings)
@@ -207,7 +208,7 @@ def _train(
 
 def _finish(
     out: Path,
-    model: LanguageModel,
+    model: Trainable,
     *,
     config: TrainingConfig,
     card: ModelCard,
@@ -231,7 +232,7 @@ def _finish(
         save_adapter(model, out, card=described)
 
 
-def _example(model: LanguageModel, pieces: Pieces, config: TrainingConfig) -> AnyObjective:
+def _example(model: Trainable, pieces: Pieces, config: TrainingConfig) -> AnyObjective:
     """The objective of the shortest piece that teaches anything, which shows an engine what the gradients reach.
 
     Of a piece of one token there is no next one, and nothing would be reached.
@@ -240,7 +241,7 @@ def _example(model: LanguageModel, pieces: Pieces, config: TrainingConfig) -> An
         InputError: no piece teaches anything.
     """
     for index in pieces.lengths.argsort(kind="stable"):
-        batch = pieces.batch([int(index)], vocabulary_size=len(model.vocabulary))
+        batch = pieces.batch([int(index)], vocabulary_size=model.vocabulary_size)
         objective = make_objective(batch, model, config, MASKS, 0, 0)
         if objective.weight > 0:
             return objective
@@ -248,21 +249,26 @@ def _example(model: LanguageModel, pieces: Pieces, config: TrainingConfig) -> An
 
 
 def _check_fits(
-    model: LanguageModel,
+    model: Trainable,
     sequences: Sequences | Mixture | Taught,
     validation: Sequences | Taught | None,
     config: TrainingConfig,
 ) -> None:
-    """Raise where the backbone cannot learn what the settings or the data say."""
-    direction = "causal" if model.causal else "prefix" if model.backbone.config.prefixed else "bidirectional"
-    taught = check_taught(sequences, validation, model, max_length=config.max_length)
-    if not taught and OBJECTIVES[config.objective] != direction:
-        raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
-    if config.long == "cut":
+    """Raise where the model cannot learn what the settings or the data say."""
+    if check_taught(sequences, validation, model, max_length=config.max_length):
+        if config.long != "cut":
+            raise ConfigError(f'long="{config.long}" is of plain sequences; those with labels are read whole.')
+        if config.layer_decay < 1 and len(model.networks) > 1:
+            raise ConfigError(f"layer_decay goes down one network, and {model.name} has {len(model.networks)}.")
         return
-    if taught:
-        raise ConfigError(f'long="{config.long}" is of plain sequences; those with labels are read whole.')
-    (check_carried if config.long == "carry" else check_causal)(model)
+    model = language_model(model)
+    direction = "causal" if model.causal else "prefix" if model.backbone.config.prefixed else "bidirectional"
+    if OBJECTIVES[config.objective] != direction:
+        raise ConfigError(f"The objective is {config.objective!r}, and the backbone is {direction}; they do not fit.")
+    if config.objective == "replaced":
+        check_detector(model)
+    if config.long != "cut":
+        (check_carried if config.long == "carry" else check_causal)(model)
 
 
 def _check_spans(config: TrainingConfig, *data: Pieces) -> None:
@@ -271,7 +277,7 @@ def _check_spans(config: TrainingConfig, *data: Pieces) -> None:
         raise ConfigError(f"The objective {config.objective!r} needs data with spans (--spans FILE, or instructions).")
 
 
-def _refuse_more_than_adapter(model: LanguageModel, config: TrainingConfig) -> None:
+def _refuse_more_than_adapter(model: Trainable, config: TrainingConfig) -> None:
     """Raise where something would be trained that an adapter's file does not hold."""
     if config.trained == "head":
         raise ConfigError('An adapter is trained with trained="all": the base is frozen already.')
@@ -282,17 +288,18 @@ def _refuse_more_than_adapter(model: LanguageModel, config: TrainingConfig) -> N
 
 
 @contextmanager
-def _only(trained: str, model: LanguageModel, taught: Taught | None) -> Iterator[None]:
-    """Freeze the backbone where the head alone is trained, and the heads that the data does not reach."""
+def _only(config: TrainingConfig, model: Trainable, taught: Taught | None) -> Iterator[None]:
+    """Freeze the networks where heads alone are trained, and the heads that what is taught does not reach."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    if trained == "head":
-        model.backbone.requires_grad_(False)
-    idle = [model.task] if taught is None else taught.untaught(model)
+    if config.trained == "head":
+        for network in model.networks:
+            network.requires_grad_(False)
+    idle = untaught(model, config) if taught is None else taught.untaught(model)
     for head in idle:
-        if head is not None:
-            head.requires_grad_(False)
-    if model.task is not None and model.task not in idle:  # an adapter froze it with the base
-        model.task.requires_grad_(True)
+        head.requires_grad_(False)
+    task = getattr(model, "task", None)
+    if task is not None and task not in idle:  # an adapter froze it with the base
+        task.requires_grad_(True)
     try:
         yield
     finally:
@@ -301,7 +308,7 @@ def _only(trained: str, model: LanguageModel, taught: Taught | None) -> Iterator
 
 
 def _start(
-    out: Path, model: LanguageModel, identity: dict[str, Any], *, resume: bool
+    out: Path, model: Trainable, identity: dict[str, Any], *, resume: bool
 ) -> tuple[Standing, dict[str, Tensor]]:
     """Return where the run starts, from a checkpoint or from nothing, and the optimiser's moments there."""
     taken = [

@@ -88,7 +88,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Float[Tens
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if norm.device.type != "cpu":  # a GPU is not waited for
         if limit > 0:
             torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))

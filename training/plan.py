@@ -68,7 +68,7 @@ def ready_steps(pieces: Pieces, config: TrainingConfig, standing: Standing, engi
     for number, step in enumerate(plan(pieces, config, standing), standing.step):
         objectives = []
         for n, chosen, counted in engine.share(step.batches):
-            batch = read_batch(pieces, chosen, vocabulary_size=len(model.vocabulary))
+            batch = read_batch(pieces, chosen, vocabulary_size=model.vocabulary_size)
             objectives.append((n, make_objective(batch, model, config, MASKS, number, n), counted))
         waiting.append(Ready(step, sum(count_tokens(pieces, chosen) for chosen in step.batches), objectives))
         # The run may end with the epoch, and planning another one takes time.

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import ConfigError, InputError
-from ..models import LanguageModel
+from ..models import LanguageModel, Trainable
 from ..sequences import PackedBatch, Tokenizer, pack
 from .objectives import Objective, causal, preference_loss, sequence_log_likelihoods
-from .taught import Taught, TaughtObjective, Tokens, encoded, hashed
+from .taught import Taught, TaughtObjective, Tokens, encoded, hashed, language_model
 
 MARGINALS = ("wild-type-marginal", "masked-marginal")
 
@@ -185,17 +185,18 @@ class Preferences(Taught):
         other.reference = found
         return other
 
-    def check(self, model: LanguageModel) -> None:
+    def check(self, model: Trainable) -> None:
         """Raise ConfigError where the model gives no likelihood, or that of the reference is not there."""
-        _check_likelihood(model, self.wild)
+        _check_likelihood(language_model(model), self.wild)
         if self.reference is None:
             raise ConfigError("The reference is not there: data.with_reference(model) computes it before training.")
 
-    def untaught(self, model: LanguageModel) -> list[nn.Module]:
+    def untaught(self, model: Trainable) -> list[nn.Module]:
         """The heads of labels and of contacts."""
+        model = language_model(model)
         return [module for module in (model.task, model.contacts) if module is not None]
 
-    def objective(self, batch: PackedBatch, rows: NDArray[np.int64], model: LanguageModel) -> PreferenceObjective:
+    def objective(self, batch: PackedBatch, rows: NDArray[np.int64], model: Trainable) -> PreferenceObjective:
         """Return the pairs in a batch."""
         assert self.reference is not None
         pairs = torch.from_numpy(self._pairs(rows))
@@ -237,9 +238,9 @@ class PreferenceObjective(TaughtObjective):
         """Number of pairs."""
         return float(len(self.pairs))
 
-    def loss_sum(self, model: LanguageModel) -> Float[Tensor, ""]:
+    def loss_sum(self, model: Trainable) -> Float[Tensor, ""]:
         """Return the sum of the losses of the pairs (nats)."""
-        found = log_likelihoods(model, self.batch, self.wild)
+        found = log_likelihoods(language_model(model), self.batch, self.wild)
         reference, (better, worse) = self.reference.to(found.device), self.pairs.to(found.device).T
         mean = preference_loss(found[better], found[worse], reference[better], reference[worse], beta=self.beta)
         return mean * len(self.pairs)

@@ -23,6 +23,7 @@ from ..errors import ConfigError
 from ..models import AdapterConfig, HeadConfig, LanguageModel, ModelCard
 from ..sequences import Tokenizer, check_file
 from .config import TrainingConfig
+from .detector import add_detector
 from .engines import EngineConfig
 
 if sys.version_info >= (3, 11):
@@ -82,9 +83,13 @@ class Recipe:
     def build(self, tokenizer: Tokenizer, *, card: ModelCard | None = None) -> LanguageModel:
         """Return the untrained model; its weights are a function of the recipe's seed."""
         config = self.backbone_config(len(tokenizer.vocabulary))
+        seed = self.training.seed if self.training else 0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.training.seed if self.training else 0)
-            return LanguageModel(tokenizer, config, self.head, name=self.name, card=card)
+            torch.manual_seed(seed)
+            model = LanguageModel(tokenizer, config, self.head, name=self.name, card=card)
+        if self.training and self.training.objective == "replaced":
+            add_detector(model, seed=seed)
+        return model
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a model card."""

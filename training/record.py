@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..models import LanguageModel, ModelCard, fingerprint, installed_versions, trainable_share
+from ..models import ModelCard, Trainable, fingerprint, installed_versions, trainable_share
 from ..sequences import replacing
 from .config import TrainingConfig
 
@@ -26,7 +26,7 @@ IN_CARD = ("started", "resumed", "finished", "seed", "start", "trainable_share",
 
 def begin_record(
     out: Path,
-    model: LanguageModel,
+    model: Trainable,
     config: TrainingConfig,
     card: ModelCard,
     *,
@@ -113,7 +113,13 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, check=True, timeout=20, encoding="utf-8", errors="replace"
+        ["git", "--no-optional-locks", *arguments],
+        cwd=folder,
+        capture_output=True,
+        check=True,
+        timeout=20,
+        encoding="utf-8",
+        errors="replace",
     )
     return done.stdout.strip()
 

@@ -41,10 +41,12 @@ def share_objective(
     Its ``weight`` is that of the share: what divides the loss is the weight of the whole objective, the sum of all.
 
     Raises:
-        ConfigError: as ``share_batch``; or what labels or preferences teach, which is of whole sequences.
+        ConfigError: as ``share_batch``; or it is what labels, preferences or a detector teach, of whole sequences.
     """
     if isinstance(objective, TaughtObjective):
-        raise ConfigError("Labels and preferences are of whole sequences: engine.sequence_processes is for plain ones.")
+        raise ConfigError(
+            "Labels, preferences and detectors are of whole sequences: engine.sequence_processes is for plain ones."
+        )
     batch = share_batch(objective.batch, group, bounds=bounds)
     if batch.share is None:  # there is one process
         return objective

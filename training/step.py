@@ -9,18 +9,19 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..models import LanguageModel
+from ..models import Trainable
 from ..sequences import PackedBatch, spans_in
 from .batches import seed_of
 from .carried import Carried, backward_carried
 from .config import TrainingConfig
+from .detector import detection
 from .long import backward_in_pieces, seed_draws
-from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, span_masked, swapped
+from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, replaced, span_masked, swapped
 from .optimizer import clip_gradients
-from .taught import AnyObjective, TaughtBatch, TaughtObjective
+from .taught import AnyObjective, TaughtBatch, TaughtObjective, language_model
 
 MASKS, DROPOUT, VALIDATION = 1, 2, 3  # streams of random numbers
 WITH_SHARE = {"masked": masked, "span-masked": span_masked, "swapped": swapped, "glm": glm}
@@ -48,7 +49,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return cast
 
 
-def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingConfig, *seed: int) -> AnyObjective:
+def make_objective(batch: PackedBatch, model: Trainable, config: TrainingConfig, *seed: int) -> AnyObjective:
     """Return what is taught of a batch: what its data says, or of tokens the objective that ``config`` names.
 
     It is made on the CPU, with random numbers that are a function of ``seed``.
@@ -56,22 +57,31 @@ def make_objective(batch: PackedBatch, model: LanguageModel, config: TrainingCon
     if isinstance(batch, TaughtBatch):
         return batch.objective(model)
     generator = torch.Generator().manual_seed(seed_of(config.seed, *seed))
-    given = batch, model.vocabulary, generator
+    given = batch, language_model(model).vocabulary, generator
     if config.objective == "answer":
         return answer(*given, spans_in(batch))
     if config.objective == "entity-masked":
         share, entity_share, mode = config.mask_share, config.entity_share, config.entity_mode
         return entity_masked(*given, spans_in(batch), share=share, entity_share=entity_share, mode=mode)
+    if config.objective == "replaced":
+        return detection(replaced(*given, share=config.mask_share))
     if config.objective in WITH_SHARE:
         return WITH_SHARE[config.objective](*given, share=config.mask_share)
     return fill_in(*given) if config.objective == "fill-in" else causal(*given)
 
 
-def loss_sum(model: LanguageModel, objective: AnyObjective) -> Float[Tensor, ""]:
+def untaught(model: Trainable, config: TrainingConfig) -> list[nn.Module]:
+    """The heads of ``model`` that the objective that ``config`` names does not reach; they are frozen meanwhile."""
+    model = language_model(model)
+    heads = (model.head, model.contacts) if config.objective == "replaced" else (model.task,)
+    return [head for head in heads if head is not None]
+
+
+def loss_sum(model: Trainable, objective: AnyObjective) -> Float[Tensor, ""]:
     """Weighted sum of the losses, for tokens cross-entropies (nats); logits are made only where there is weight."""
     if isinstance(objective, TaughtObjective):
         return objective.loss_sum(model)
-    device = model.device
+    model, device = language_model(model), model.device
     counted = objective.weights.nonzero()[:, 0]
     batch = objective.batch.to(device)
     hidden, _ = model.backbone(batch)
@@ -82,7 +92,7 @@ def loss_sum(model: LanguageModel, objective: AnyObjective) -> Float[Tensor, ""]
 
 
 def backward(
-    model: LanguageModel,
+    model: Trainable,
     objective: AnyObjective,
     config: TrainingConfig,
     carried: Carried | None,
@@ -94,10 +104,10 @@ def backward(
     cast = partial(autocast, precision, model.device)
     if config.long == "carry":
         assert carried is not None and isinstance(objective, Objective)
-        return backward_carried(model, objective, carried, total=total, cast=cast)
+        return backward_carried(language_model(model), objective, carried, total=total, cast=cast)
     if config.long == "whole":
         assert config.max_length is not None and isinstance(objective, Objective)
-        return backward_in_pieces(model, objective, tokens=config.max_length, total=total, cast=cast)
+        return backward_in_pieces(language_model(model), objective, tokens=config.max_length, total=total, cast=cast)
     with cast():
         loss = loss_sum(model, objective) / total
     loss.backward()  # type: ignore[no-untyped-call]
@@ -105,7 +115,7 @@ def backward(
 
 
 def gradient_step(
-    model: LanguageModel,
+    model: Trainable,
     optimizer: torch.optim.Optimizer,
     objectives: Sequence[AnyObjective],
     config: TrainingConfig,

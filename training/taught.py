@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError, InputError
-from ..models import LanguageModel
+from ..models import LanguageModel, Trainable
 from ..sequences import PackedBatch, Tokenizer
 from .objectives import Objective
 
@@ -36,7 +36,7 @@ class TaughtObjective(ABC):
         """How much the batch counts: the loss of several is the sum of their losses over the sum of their weights."""
 
     @abstractmethod
-    def loss_sum(self, model: LanguageModel) -> Float[Tensor, ""]:
+    def loss_sum(self, model: Trainable) -> Float[Tensor, ""]:
         """Return the weighted sum of the losses (nats, or squared deviations)."""
 
 
@@ -80,15 +80,15 @@ class Taught(Sequence[NDArray[np.integer]], ABC):
         return TaughtBatch(cut.tokens, cut.cu_seqlens, cut.positions, batch.conditions, source=self, rows=rows)
 
     @abstractmethod
-    def objective(self, batch: PackedBatch, rows: NDArray[np.int64], model: LanguageModel) -> TaughtObjective:
+    def objective(self, batch: PackedBatch, rows: NDArray[np.int64], model: Trainable) -> TaughtObjective:
         """Return what a batch of the sequences ``rows`` teaches ``model``."""
 
     @abstractmethod
-    def check(self, model: LanguageModel) -> None:
+    def check(self, model: Trainable) -> None:
         """Raise ConfigError where ``model`` cannot learn this."""
 
     @abstractmethod
-    def untaught(self, model: LanguageModel) -> list[torch.nn.Module]:
+    def untaught(self, model: Trainable) -> list[torch.nn.Module]:
         """The parts of ``model`` that this does not reach; they are frozen meanwhile."""
 
     @abstractmethod
@@ -108,13 +108,24 @@ class TaughtBatch(PackedBatch):
     source: Taught | None = None
     rows: NDArray[np.int64] | None = None
 
-    def objective(self, model: LanguageModel) -> TaughtObjective:
+    def objective(self, model: Trainable) -> TaughtObjective:
         """Return what the batch teaches ``model``."""
         assert self.source is not None and self.rows is not None
         return self.source.objective(self, self.rows, model)
 
 
-def check_taught(sequences: Any, validation: Any, model: LanguageModel, *, max_length: int | None) -> bool:
+def language_model(model: Trainable) -> LanguageModel:
+    """Return ``model``, which is a language model.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    if not isinstance(model, LanguageModel):
+        raise ConfigError(f"A language model is taught this, and {model.name} is of the class {type(model).__name__}.")
+    return model
+
+
+def check_taught(sequences: object, validation: object, model: Trainable, *, max_length: int | None) -> bool:
     """Tell whether the data says itself what is taught.
 
     Raises:
@@ -128,7 +139,7 @@ def check_taught(sequences: Any, validation: Any, model: LanguageModel, *, max_l
             raise ConfigError(f"Validation is {type(validation).__name__}, and what is trained on is plain sequences.")
         return False
     for data in (sequences,) if validation is None else (sequences, validation):
-        if type(data) is not type(sequences):
+        if not isinstance(data, Taught) or type(data) is not type(sequences):
             raise ConfigError(f"Validation must be {type(sequences).__name__} too, not {type(data).__name__}.")
         data.check(model)
         longest = max(len(sequence) for sequence in data.sequences)

@@ -18,7 +18,7 @@ def validation_loss(engine: Engine, pieces: Pieces, config: TrainingConfig) -> f
     engine.module.eval()
     total, weight = 0.0, 0.0
     for n, indices, counted in engine.share(pack(pieces.lengths, config.batch_tokens)):
-        batch = pieces.batch(indices, vocabulary_size=len(model.vocabulary))
+        batch = pieces.batch(indices, vocabulary_size=model.vocabulary_size)
         objective = engine.own(make_objective(batch, model, config, VALIDATION, n))
         loss = float(engine.loss_sum(objective))
         if counted:

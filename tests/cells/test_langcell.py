@@ -125,7 +125,7 @@ def test_the_peer_looks_both_ways(peer):
 
 def test_a_long_text_keeps_its_end(model):
     long = " ".join(f"w{i % 15}" for i in range(40))
-    assert model._words_of(long).tolist() == [*model.words.encode(long)[:11].tolist(), 3]
+    assert model.words_of(long).tolist() == [*model.words.encode(long)[:11].tolist(), 3]
     assert model.embed_texts([long]).isfinite().all()
 
 

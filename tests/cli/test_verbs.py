@@ -51,6 +51,20 @@ def test_train_is_reproducible_and_takes_validation(inputs: Path, tmp_path: Path
     assert first.card.data["validation"]["records"] == 8
 
 
+def test_a_detector_has_its_head_from_a_recipe_and_beside_a_base(
+    protein_model: Path, inputs: Path, tmp_path: Path
+) -> None:
+    train = ["train", "protein-encoder", str(inputs / "proteins.fasta"), "--steps", "1"]
+    train += ["--set", "training.objective=replaced"]
+    small = ["--set", "backbone.width=16", "--set", "backbone.depth=1", "--set", "backbone.heads=2"]
+    assert pv.load(protein_model).task_config is None
+    assert main([*train, *small, "--out", str(tmp_path / "new")]) == 0
+    assert main([*train, "--base", str(protein_model), "--out", str(tmp_path / "tuned")]) == 0
+    for name in ("new", "tuned"):
+        found = pv.load(tmp_path / name).task_config
+        assert found is not None and (found.names, found.level) == (("replaced",), "token")
+
+
 def test_train_goes_on_from_a_base_whole_in_its_head_and_beside_it(
     chem_model: Path, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

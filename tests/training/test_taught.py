@@ -15,7 +15,7 @@ from processive.inference import predict
 from processive.models import AdapterConfig, add_adapter, add_task, load, load_adapter
 from processive.sequences import PackedBatch
 from processive.sequences import tokenizer as tokenizers
-from processive.training import Labelled, Mixture, Preferences, TrainingConfig, step, train
+from processive.training import Labelled, Mixture, Preferences, TrainingConfig, add_detector, step, train
 from processive.training.data import Pieces
 from processive.training.engines import plain
 from processive.training.optimizer import make_optimizer
@@ -219,16 +219,20 @@ def named(monkeypatch, tokenizer):
     monkeypatch.setattr(tokenizers, "tokenizer_class", {"letters": type(tokenizer)}.__getitem__)
 
 
-@pytest.mark.parametrize("kind", ["labels", "preferences"])
+@pytest.mark.parametrize("kind", ["labels", "preferences", "detector"])
 def test_a_killed_run_goes_on_bit_for_bit(kind, make_model, sequences, tmp_path, rng):
-    model = make_model(dropout=0.2)
-    if kind == "labels":
+    model = make_model("masked" if kind == "detector" else "causal", dropout=0.2)
+    data = sequences
+    if kind == "detector":
+        add_detector(model)
+    elif kind == "labels":
         data = Labelled(sequences, rng.normal(size=len(sequences)))
         add_task(model, data.task(dropout=0.2))
     else:
         data = Preferences(sequences, rng.normal(size=len(sequences))).with_reference(model)
     start = weights(model)
-    config = TrainingConfig(steps=6, batch_tokens=80, checkpoint_every=2, log_every=1)
+    objective = "replaced" if kind == "detector" else "causal"
+    config = TrainingConfig(objective=objective, steps=6, batch_tokens=80, checkpoint_every=2, log_every=1)
     train(model, data, config, out=tmp_path / "whole", progress=False)
     whole = weights(model)
     assert not torch.equal(whole["backbone.embedding.weight"], start["backbone.embedding.weight"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ...errors import ConfigError
-from ...models import LanguageModel
+from ...models import Trainable
 from ..carried import Carried
 from ..config import TrainingConfig
 from ..taught import AnyObjective
@@ -70,7 +70,7 @@ def barrier(settings: EngineConfig) -> None:
 
 
 def make_engine(
-    model: LanguageModel,
+    model: Trainable,
     config: TrainingConfig,
     settings: EngineConfig,
     *,

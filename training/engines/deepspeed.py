@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...errors import ConfigError, InputError, needs
-from ...models import LanguageModel
+from ...models import Trainable
 from ..batches import Batch, even_share, seed_of
 from ..carried import Carried
 from ..checkpoint import model_tensors
@@ -65,7 +65,7 @@ def deepspeed_settings(
 class _Losses(nn.Module):
     """The loss as a module, since DeepSpeed gathers weights where modules are called."""
 
-    def __init__(self, model: LanguageModel, precision: str) -> None:
+    def __init__(self, model: Trainable, precision: str) -> None:
         super().__init__()
         self.model, self.precision = model, precision
 
@@ -80,7 +80,7 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Trainable,
         config: TrainingConfig,
         settings: EngineConfig,
         *,
@@ -283,9 +283,10 @@ def _begin_moments(optimizer: torch.optim.Optimizer) -> None:
             optimizer.state[part] = {"step": torch.zeros((), device=part.device), **moments}
 
 
-def _take_over(model: LanguageModel) -> LanguageModel:
+def _take_over(model: Trainable) -> Trainable:
     """A copy of the model's modules around the same storage, which DeepSpeed may take apart."""
-    memo: dict[int, Any] = {id(model.tokenizer): model.tokenizer, id(model.card): model.card}
+    parts = [part for part in model.modules() if isinstance(part, Trainable)]  # a tokenizer, a card: theirs stay theirs
+    memo: dict[int, Any] = {id(v): v for part in parts for name, v in vars(part).items() if name[0] != "_"}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in model.parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, memo)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...models import LanguageModel
+from ...models import Trainable
 from ..batches import Batch
 from ..carried import Carried
 from ..taught import AnyObjective
@@ -65,7 +65,7 @@ class Engine(Protocol):
 
     rank: int
     world_size: int
-    model: LanguageModel
+    model: Trainable
     module: nn.Module
     carried: Carried
     precision: str

@@ -8,7 +8,7 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...models import LanguageModel
+from ...models import Trainable
 from ..batches import Batch, even_share
 from ..carried import Carried
 from ..checkpoint import model_tensors
@@ -17,7 +17,7 @@ from ..long import loss_in_pieces
 from ..objectives import Objective
 from ..optimizer import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
 from ..step import autocast, chosen_precision, gradient_step, loss_sum
-from ..taught import AnyObjective
+from ..taught import AnyObjective, language_model
 
 
 class PlainEngine:
@@ -25,7 +25,7 @@ class PlainEngine:
 
     rank, world_size = 0, 1
 
-    def __init__(self, model: LanguageModel, config: TrainingConfig, carried: Carried) -> None:
+    def __init__(self, model: Trainable, config: TrainingConfig, carried: Carried) -> None:
         self.model, self.carried = model, carried
         self.module: nn.Module = model
         self.precision = chosen_precision(config.precision, model.device)
@@ -44,7 +44,7 @@ class PlainEngine:
         tokens = self._config.max_length
         if self._config.long != "cut" and tokens is not None and isinstance(objective, Objective):
             cast = partial(autocast, self.precision, self.model.device)
-            return loss_in_pieces(self.model, objective, tokens=tokens, cast=cast)
+            return loss_in_pieces(language_model(self.model), objective, tokens=tokens, cast=cast)
         with autocast(self.precision, self.model.device):
             return loss_sum(self.model, objective)
 

@@ -1,9 +1,11 @@
 """Training objectives: token ids and a vocabulary in, inputs, targets and weights out. One file each.
 
-``causal``, ``masked``, ``span_masked``, ``swapped``, ``fill_in`` and ``glm`` are those of the training loop, by the
-names in ``TrainingConfig.objective``, and so are ``answer`` and ``entity_masked``, where the sequences have spans.
-Labels, views and preferences come to it with their data (``training.Labelled``, ``training.Preferences``). The others
-need what it does not have: a second network, two towers.
+``causal``, ``masked``, ``span_masked``, ``swapped``, ``replaced``, ``fill_in`` and ``glm`` are those of the training
+loop, by the names in ``TrainingConfig.objective``, and so are ``answer`` and ``entity_masked``, where the sequences
+have spans. What needs more of a model comes to it with its data: labels and views (``training.Labelled``), preferences
+(``training.Preferences``), a generator's guesses (``sampled``: ``training.Sampled``) and two towers (contrastive and
+matching: ``cells.CellTexts``). ``cluster_replaced`` alone does not: its counts change with the detector's errors, and
+the loop carries no such state.
 """
 
 from .answer import answer

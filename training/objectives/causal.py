@@ -28,11 +28,10 @@ def causal(batch: PackedBatch, vocabulary: Vocabulary, generator: torch.Generato
     cu_seqlens = np.zeros(kept.sum() + 1, np.int64)
     np.cumsum(lengths[kept] - 1, out=cu_seqlens[1:])
     conditions = {name: value[torch.from_numpy(kept).to(value.device)] for name, value in batch.conditions.items()}
-    read = (torch.from_numpy(part).to(device) for part in (tokens[where], cu_seqlens, positions[where]))
     silent = [i for i in map(vocabulary.role, SILENT_ROLES) if i is not None]
     counts = np.ones(len(targets), np.float32)
     for role in silent:
         counts[targets == role] = 0
-    return Objective(
-        PackedBatch(*read, conditions), torch.from_numpy(targets).to(device), torch.from_numpy(counts).to(device)
-    )
+    parts = tokens[where], cu_seqlens, positions[where], targets, counts
+    read, edges, places, asked, weights = (torch.from_numpy(part).to(device) for part in parts)
+    return Objective(PackedBatch(read, edges, places, conditions), asked, weights)

@@ -19,7 +19,7 @@ from conftest import LetterTokenizer
 from processive.backbones import TransformerConfig, XLSTMConfig
 from processive.errors import ConfigError
 from processive.models import AdapterConfig, HeadConfig, LanguageModel, add_adapter
-from processive.training import EngineConfig, TrainingConfig, train
+from processive.training import Electra, EngineConfig, Sampled, TrainingConfig, add_detector, train
 
 RANK = int(os.environ.get("RANK", "0"))
 KINDS = ("xlstm", "transformer")
@@ -91,6 +91,14 @@ def frozen_runs(folder: Path, name: str, engine: EngineConfig) -> None:
     fit(head, settings("transformer", trained="head", **few), folder / f"head-{name}", engine)
 
 
+def electra_run(folder: Path, name: str, engine: EngineConfig) -> None:
+    """A model of two networks, which is written without one of them."""
+    detector = model("transformer")
+    add_detector(detector)
+    both, config = Electra(detector, model("transformer", seed=1)), settings("transformer", steps=4)
+    train(both, Sampled(words()), config, out=folder / f"electra-{name}", engine=engine, progress=False)
+
+
 def two(folder: Path) -> None:
     for stage in range(4):
         engine = EngineConfig("deepspeed", zero_stage=stage)
@@ -99,6 +107,7 @@ def two(folder: Path) -> None:
             fit(trained, settings(kind), folder / f"{kind}-{stage}", engine)
             check_in_place(trained, folder / f"{kind}-{stage}")
         frozen_runs(folder, str(stage), engine)
+        electra_run(folder, str(stage), engine)
     for stage in (0, 2, 3):
         shared = EngineConfig("deepspeed", zero_stage=stage, sequence_processes=2)
         for kind in KINDS:

@@ -88,6 +88,7 @@ def make_runs(folder: Path) -> None:
         config = cases.settings(kind, steps=8, accumulation=1)
         cases.fit(cases.model(kind, dropout=0.0), config, folder / f"{kind}-shared-plain", plain)
     cases.frozen_runs(folder, "plain", plain)
+    cases.electra_run(folder, "plain", plain)
     few = cases.settings("transformer", steps=4)
     cases.fit(cases.model("transformer", contacts=True), few, folder / "contacts-plain", plain)
     few = cases.settings("xlstm", steps=4, precision="bf16")
@@ -155,6 +156,16 @@ def test_frozen_weights(runs, stage):
         assert_same_tensors(own / "checkpoint/model.safetensors", plain / "checkpoint/model.safetensors", atol=2e-5)
     before, after = cases.model("transformer").state_dict(), load_file(runs / f"head-{stage}" / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) == name.startswith("backbone.") for name in before)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", range(4))
+def test_a_model_of_two_networks(runs, stage):
+    own, plain = runs / f"electra-{stage}", runs / "electra-plain"
+    assert len(read_metrics(own)) == 4
+    assert_same_curve(own, plain, atol=1e-4)  # the detector's loss counts fifty times
+    for part in ("model.safetensors", "checkpoint/model.safetensors"):
+        assert_same_tensors(own / part, plain / part, atol=2e-5)
 
 
 @needs_deepspeed
