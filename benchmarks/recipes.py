@@ -119,9 +119,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     options = parser.parse_args(arguments)
     print(describe("deepspeed"))
-    print(
-        "\n| recipe | engine | steps | clock, s | processor, s | first loss | last loss | tokens/s | within the bar |"
-    )
+    print("\n| recipe | engine | steps | clock, s | processor, s | first loss | last loss | tokens/s | met |")
     print("|---" * 9 + "|")
     for recipe in options.recipes:
         with tempfile.TemporaryDirectory() as folder:
