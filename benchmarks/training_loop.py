@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,17 @@ def now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def bare(model: LanguageModel, objectives: Sequence[Objective], config: TrainingConfig) -> NDArray[np.float64]:
-    """Seconds of forward, backward and optimiser step over all of ``objectives``, and the processor's."""
+def bare(
+    model: LanguageModel, objectives: Sequence[Objective], config: TrainingConfig, first: int = FIRST
+) -> NDArray[np.float64]:
+    """Seconds of forward, backward and optimiser step over all of ``objectives``, and the processor's.
+
+    The ``first`` of them are taken once before.
+    """
     optimizer = make_optimizer(model, config)
     began = now()
-    for number, objective in enumerate([*objectives[:FIRST], *objectives]):
-        if number == min(FIRST, len(objectives)):
+    for number, objective in enumerate([*objectives[:first], *objectives]):
+        if number == min(first, len(objectives)):
             began = now()
         loss = loss_sum(model, objective) / objective.weight
         loss.backward()
@@ -147,8 +152,8 @@ def padded(sequences: Tokens, pad: int, each: int, *, ordered: bool) -> list[Pac
 
 def packing(
     name: str, tokenizer: Tokenizer, sequences: Tokens, *, batch_tokens: int, rounds: int, clock: int
-) -> list[str]:
-    """Time an epoch of each way to make batches; return lines of the table."""
+) -> Iterator[str]:
+    """Time an epoch of each way to make batches; yield lines of the table."""
     total, pad = sum(map(len, sequences)), tokenizer.vocabulary.require("pad")
     each = max(1, round(batch_tokens / (total / len(sequences))))
     pieces = Pieces(sequences)
@@ -160,20 +165,18 @@ def packing(
         "padded, sorted": padded(sequences, pad, each, ordered=True),
         "padded": padded(sequences, pad, each, ordered=False),
     }
-    lines = []
     for family in ("xlstm", "transformer"):
         best = dict.fromkeys(ways, float("inf"))
         for _ in range(rounds):
             for way, batches in ways.items():
                 model = network(tokenizer, family, 128)
-                seconds = bare(model, taught(model, batches), TrainingConfig(steps=1))[clock]
+                seconds = bare(model, taught(model, batches), TrainingConfig(steps=1), first=2)[clock]
                 best[way] = min(best[way], float(seconds))
         for way, batches in ways.items():
             read = sum(len(batch.tokens) for batch in batches)
             ratio = "" if way == "packed" else f"{best[way] / best['packed']:.2f}"
             row: list[Any] = [name, family, way, len(batches), f"{1 - total / read:.1%}", f"{total / best[way]:,.0f}"]
-            lines.append("| " + " | ".join(map(str, [*row, ratio])) + " |")
-    return lines
+            yield "| " + " | ".join(map(str, [*row, ratio])) + " |"
 
 
 def main() -> None:
@@ -213,7 +216,7 @@ def main() -> None:
             rounds=options.rounds,
             clock=int(options.processor),
         ):
-            print(line)
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
