@@ -1,17 +1,11 @@
-"""What the training loop costs, and what packing saves.
+"""What the training loop costs.
 
-    OMP_NUM_THREADS=2 python benchmarks/training_loop.py [--smiles mini_train.zip] [--fasta QUERY.fasta]
+    OMP_NUM_THREADS=2 python benchmarks/training_loop.py [--smiles mini_train.zip]
 
 **Overhead.** The time of a step in ``train``, with reading, packing, objectives, clipping, schedule and metrics, beside
 that of a bare loop of forward, backward and optimiser step over the same batches, made before the clock starts. The
 batches are as big as makes a bare step take about ``--milliseconds``. The two take turns, and of each the least time
 counts. The bar is 5%.
-
-**Packed beside padded.** An epoch of the same data through the same network, forward, backward and optimiser step, as
-packed batches and as padded ones: as many sequences as fill the batch on average, shuffled, sorted by length within
-runs of ``RUN`` batches, each batch padded to its longest. A padded batch is run as sequences of one length, the padding
-being a part of each, which is the work of a padded tensor but for the logits of padding, which are left out. Told are
-tokens of the data per second, padding not counted. The bar is 1.3 times.
 """
 
 from __future__ import annotations
@@ -21,13 +15,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from machine import describe
 from numpy.typing import NDArray
-from processive import bio, chem
+from processive import chem
 from processive.backbones import TransformerConfig, XLSTMConfig
 from processive.kernels import keep_freed_memory
 from processive.models import LanguageModel
@@ -38,15 +31,10 @@ from processive.training.objectives import Objective, causal
 from processive.training.optimizer import make_optimizer
 from processive.training.step import loss_sum
 
-RUN = 20  # batches sorted by length together, as most loaders that bucket by length do
 MOST_OVERHEAD = 0.05
 FIRST = 20  # steps of a run that are not counted
 
 Tokens = Sequence[NDArray[np.integer]]
-
-
-def now() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
 
 
 def bare(model: LanguageModel, objectives: Sequence[Objective], config: TrainingConfig) -> float:
@@ -115,65 +103,13 @@ def overhead(tokenizer: Tokenizer, sequences: Tokens, *, milliseconds: float, st
     return f"| {tokens} | {least[0] * 1e3:.2f} | {least[1] * 1e3:.2f} | {over:+.1%}{said} | {each} |"
 
 
-def padded(sequences: Tokens, pad: int, each: int, *, ordered: bool) -> list[PackedBatch]:
-    """Batches of ``each`` sequences, padded to the longest, in shuffled order, sorted within runs or not."""
-    rng = np.random.default_rng(0)
-    order, lengths = rng.permutation(len(sequences)), np.array([len(sequence) for sequence in sequences])
-    if ordered:
-        runs = np.split(order, range(RUN * each, len(order), RUN * each))
-        order = np.concatenate([run[np.argsort(lengths[run], kind="stable")] for run in runs])
-    found = []
-    for group in np.split(order, range(each, len(order), each)):
-        longest = lengths[group].max()
-        found.append(
-            PackedBatch.from_sequences(
-                [np.pad(sequences[i], (0, longest - lengths[i]), constant_values=pad) for i in group]
-            )
-        )
-    return found
-
-
-def packing(
-    name: str, tokenizer: Tokenizer, sequences: Tokens, *, batch_tokens: int, rounds: int, clock: int
-) -> list[str]:
-    """Time an epoch of each way to make batches; return lines of the table."""
-    total, pad = sum(map(len, sequences)), tokenizer.vocabulary.require("pad")
-    each = max(1, round(batch_tokens / (total / len(sequences))))
-    pieces = Pieces(sequences)
-    ways = {
-        "packed": [
-            pieces.batch(indices, vocabulary_size=len(tokenizer.vocabulary))
-            for indices in pieces.batches(batch_tokens=batch_tokens, seed=0, epoch=0)
-        ],
-        "padded, sorted": padded(sequences, pad, each, ordered=True),
-        "padded": padded(sequences, pad, each, ordered=False),
-    }
-    lines = []
-    for family in ("xlstm", "transformer"):
-        best = dict.fromkeys(ways, float("inf"))
-        for _ in range(rounds):
-            for way, batches in ways.items():
-                model = network(tokenizer, family, 128)
-                seconds = bare(model, taught(model, batches), TrainingConfig(steps=1))[clock]
-                best[way] = min(best[way], float(seconds))
-        for way, batches in ways.items():
-            read = sum(len(batch.tokens) for batch in batches)
-            ratio = "" if way == "packed" else f"{best[way] / best['packed']:.2f}"
-            row: list[Any] = [name, family, way, len(batches), f"{1 - total / read:.1%}", f"{total / best[way]:,.0f}"]
-            lines.append("| " + " | ".join(map(str, [*row, ratio])) + " |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smiles", type=Path, help="molecules; RDKit's NCI 5K if not given")
-    parser.add_argument("--fasta", type=Path, help="proteins; left out if not given")
     parser.add_argument("--milliseconds", type=float, default=10.0, help="of a bare step")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-tokens", type=int, default=8192, help="of a packed batch")
-    parser.add_argument("--most", type=int, help="most sequences of each file")
-    parser.add_argument("--processor", action="store_true", help="packing by the processor's time, for a busy machine")
+    parser.add_argument("--most", type=int, help="most molecules")
     options = parser.parse_args()
     if options.smiles is None:
         from rdkit import RDConfig
@@ -186,22 +122,6 @@ def main() -> None:
     print("\n| tokens of a step | bare, ms | loop, ms | overhead | of each round |\n|---|---|---|---|---|")
     many = molecules * (1 + (FIRST + options.steps) * 4096 // sum(map(len, molecules)))
     print(overhead(smiles, many, milliseconds=options.milliseconds, steps=options.steps, rounds=options.rounds))
-    print("\n| data | network | batches | number | padding | tokens/s | packed is faster by |\n" + "|---" * 7 + "|")
-    data: list[tuple[str, Tokenizer, Tokens]] = [("molecules", smiles, molecules)]
-    if options.fasta is not None:
-        protein = tokenizer_from_dict({"name": "protein"})
-        records = bio.read(options.fasta, protein)
-        data.append(("proteins", protein, [ids for ids in bio.tokenize(records, protein) if len(ids)][: options.most]))
-    for name, tokenizer, sequences in data:
-        for line in packing(
-            name,
-            tokenizer,
-            sequences,
-            batch_tokens=options.batch_tokens,
-            rounds=options.rounds,
-            clock=int(options.processor),
-        ):
-            print(line)
 
 
 if __name__ == "__main__":
