@@ -175,11 +175,8 @@ EXPORT(int attention_forward)(const float *q, const float *k, const float *v, co
                               const Attention *a, float scale, float *y, float *stats) {
     const int64_t tokens = edges[a->sequences], heads = a->heads, y_row = heads * a->v_dim;
     const int share = heads / a->kv_heads, together = (256 + a->dim - 1) / a->dim; /* 1 kB of each key */
-    int64_t *starts = malloc((a->sequences + 1) * sizeof(int64_t));
+    int64_t *starts = block_starts(a, edges);
     if (!starts) return 1;
-    starts[0] = 0;
-    for (int64_t s = 0; s < a->sequences; s++)
-        starts[s + 1] = starts[s] + (edges[s + 1] - edges[s] + QUERIES - 1) / QUERIES;
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {

@@ -115,6 +115,16 @@ static void fetch(const float *from, ptrdiff_t from_row, int rows, int columns) 
         for (int c = 0; c < columns; c += 16) __builtin_prefetch(from + r * from_row + c, 0, 2);
 }
 
+/* Blocks of queries before each sequence and in all, [sequences + 1]; NULL when there is no memory. */
+static int64_t *block_starts(const Attention *a, const int64_t *edges) {
+    int64_t *starts = malloc((a->sequences + 1) * sizeof(int64_t));
+    if (!starts) return NULL;
+    starts[0] = 0;
+    for (int64_t s = 0; s < a->sequences; s++)
+        starts[s + 1] = starts[s] + (edges[s + 1] - edges[s] + QUERIES - 1) / QUERIES;
+    return starts;
+}
+
 /* The sequence that piece number `piece` belongs to, where sequence s has the pieces starts[s] to starts[s + 1] - 1. */
 static int64_t owner(const int64_t *starts, int64_t sequences, int64_t piece) {
     int64_t low = 0, high = sequences;

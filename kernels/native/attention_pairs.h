@@ -89,15 +89,12 @@ int EXPORT(attention_forward)(const float *q, const float *k, const float *v, co
     const int64_t heads = a->heads, kv_heads = a->kv_heads, y_row = heads * a->v_dim, wide = round_up(a->v_dim);
     const int64_t end = a->sequences ? key_starts[a->sequences - 1] + key_lengths[a->sequences - 1] : 0;
     const int64_t pairs = end / 2 + a->sequences; /* those of sequence s begin at key_starts[s] / 2 + s */
-    int64_t *starts = malloc((a->sequences + 1) * sizeof(int64_t));
+    int64_t *starts = block_starts(a, edges);
     float *values = workspace(kv_heads * pairs * wide);
     if (!starts || !values) {
         free(starts), free(values);
         return 1;
     }
-    starts[0] = 0;
-    for (int64_t s = 0; s < a->sequences; s++)
-        starts[s + 1] = starts[s] + (edges[s + 1] - edges[s] + QUERIES - 1) / QUERIES;
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
