@@ -48,6 +48,12 @@ class Vocabulary:
         """Ids of the tokens that stand for no part of an input."""
         return frozenset(self.ids[t] for t in (*self.roles.values(), *self.specials))
 
+    @cached_property
+    def ordinary_ids(self) -> NDArray[np.int64]:
+        """Ids of all others, in order, int64 [ordinary]."""
+        special = np.array(sorted(self.special_ids), np.int64)
+        return np.setdiff1d(np.arange(len(self), dtype=np.int64), special, assume_unique=True)
+
     def role(self, role: str) -> int | None:
         """Id of the token that plays ``role``, or None."""
         token = self.roles.get(role)

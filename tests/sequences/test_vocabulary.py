@@ -12,6 +12,7 @@ def test_ids_roles_and_specials():
     assert VOCABULARY.role("eos") == VOCABULARY.require("eos") == 1
     assert VOCABULARY.role("mask") is None
     assert VOCABULARY.special_ids == {0, 1, 2}
+    assert VOCABULARY.ordinary_ids.tolist() == list(range(3, len(VOCABULARY)))
     assert VOCABULARY.decode([3, 4]) == ["A", "B"]
     with pytest.raises(ConfigError, match="'mask' token"):
         VOCABULARY.require("mask")

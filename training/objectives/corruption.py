@@ -33,12 +33,12 @@ class Ordinary:
         Raises:
             ConfigError: there are fewer than ``least``.
         """
-        special = sorted(vocabulary.special_ids)
-        ids = sorted(set(range(len(vocabulary))) - vocabulary.special_ids)
+        ids = vocabulary.ordinary_ids
         if len(ids) < least:
-            found = f"{len(ids)} such" if ids else "none"
+            found = f"{len(ids)} such" if len(ids) else "none"
             raise ConfigError(f"This training needs {least} or more tokens that are not special; there are {found}.")
-        return cls(*(torch.tensor(some, dtype=torch.int64, device=device) for some in (ids, special)))
+        special = torch.tensor(sorted(vocabulary.special_ids), dtype=torch.int64, device=device)
+        return cls(torch.from_numpy(ids).to(device), special)
 
     def among(self, tokens: Int[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:
         """Tell which tokens are ordinary."""
