@@ -38,7 +38,8 @@ static void pair_rows(const float *from, ptrdiff_t from_row, int rows, int colum
 }
 
 /* `values` are those of the head, [pairs of keys][round_up(v_dim)]. */
-static void attend_pairs(const Part *p, const float *values, int begin, float scale, float *work, float *y, ptrdiff_t y_row) {
+static void attend_pairs(const Part *p, const float *values, int begin, float scale, float *work, float *y,
+                         ptrdiff_t y_row) {
     const Attention *a = p->a;
     const int dim = a->dim, v_dim = a->v_dim, wide = round_up(v_dim);
     Range r = visible_range(p, begin);

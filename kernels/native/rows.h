@@ -1,8 +1,8 @@
 /* y = norm(x) W^T + bias + residual for a few rows of x.
 
-   Bound by the reading of W: each row of W is read once, by one thread, and meets all rows of x while it lies in
-   registers. W is float32 or bfloat16 (the upper half of a float32); the rest is float32. Every thread norms, or copies,
-   x for itself. */
+   Bound by the reading of W: each row of W is read once, by one thread, and meets the rows of x while it lies in
+   registers, or in cache where they are more than ROWS_OF_X. W is float32 or bfloat16 (the upper half of a float32);
+   the rest is float32. Every thread norms, or copies, x for itself. */
 
 typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 typedef uint32_t vec_uint __attribute__((vector_size(LANES * 4)));
@@ -41,7 +41,7 @@ INLINE void row_dots(const int rows, const int wide, const int narrow, int64_t i
                      const void *weight, int there, float *y) {
     const char *w[4];
     const int size = narrow ? 2 : 4;
-    vec total[8][4];
+    vec total[6][4];
 #pragma GCC unroll 4
     for (int j = 0; j < wide; j++) w[j] = (const char *)weight + (j < there ? j : 0) * in * size;
 #pragma GCC unroll 8
@@ -69,18 +69,23 @@ INLINE void row_dots(const int rows, const int wide, const int narrow, int64_t i
 #pragma GCC unroll 4
         for (int j = 0; j < wide; j++) {
             y[r * wide + j] = sum(total[r][j]);
-            for (int64_t i = p; i < in; i++)
-                y[r * wide + j] += x[r * x_row + i] * (narrow ? from_bfloat16(((const uint16_t *)w[j])[i]) : ((const float *)w[j])[i]);
+            for (int64_t i = p; i < in; i++) {
+                const char *at = w[j] + i * size;
+                float one = narrow ? from_bfloat16(*(const uint16_t *)at) : *(const float *)at;
+                y[r * wide + j] += x[r * x_row + i] * one;
+            }
         }
 }
 
-/* The same for 1 to 8 rows of x and ROWS_OF_W of W; y[rows][ROWS_OF_W]. */
-enum { ROWS_OF_W = 4 };
-static void some_dots(int rows, int narrow, int64_t in, const float *x, int64_t x_row, const void *w, int there, float *y) {
-#define CASE(R)                                                          \
-    case R:                                                              \
-        if (narrow) row_dots(R, 4, 1, in, x, x_row, w, there, y);        \
-        else row_dots(R, 4, 0, in, x, x_row, w, there, y);               \
+enum { ROWS_OF_X = 6, ROWS_OF_W = 4 }; /* at a time: their sums stay in registers */
+
+/* The same for 1 to ROWS_OF_X rows of x and ROWS_OF_W of W. */
+static void some_dots(int rows, int narrow, int64_t in, const float *x, int64_t x_row, const void *w, int there,
+                      float *y) {
+#define CASE(R)                                                           \
+    case R:                                                               \
+        if (narrow) row_dots(R, ROWS_OF_W, 1, in, x, x_row, w, there, y); \
+        else row_dots(R, ROWS_OF_W, 0, in, x, x_row, w, there, y);        \
         break;
     switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
 #undef CASE
@@ -111,9 +116,9 @@ static int few_rows(const float *x, const void *weight, const float *bias, RowNo
             if (!own) continue;
             const char *w = (const char *)weight + j * in * (narrow ? 2 : 4);
             int wide = out - j < ROWS_OF_W ? (int)(out - j) : ROWS_OF_W;
-            for (int64_t r = 0; r < rows; r += 6) {
-                float found[6 * ROWS_OF_W];
-                int some = rows - r < 6 ? (int)(rows - r) : 6;
+            for (int64_t r = 0; r < rows; r += ROWS_OF_X) {
+                float found[ROWS_OF_X * ROWS_OF_W];
+                int some = rows - r < ROWS_OF_X ? (int)(rows - r) : ROWS_OF_X;
                 some_dots(some, narrow != 0, in, own + r * x_row, x_row, w, wide, found);
                 for (int i = 0; i < some; i++)
                     for (int o = 0; o < wide; o++) {
