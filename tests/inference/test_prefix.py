@@ -234,7 +234,7 @@ def test_a_trained_model_goes_on_and_fills_in(tmp_path):
     config = TransformerConfig(len(tokenizer.vocabulary), 32, 2, heads=2, direction="prefix", positions="rotary-2d")
     torch.manual_seed(0)
     model = LanguageModel(tokenizer, config)
-    settings = TrainingConfig(objective="glm", steps=300, batch_tokens=384, learning_rate=5e-3, mask_share=0.3)
+    settings = TrainingConfig(objective="glm", steps=500, batch_tokens=512, learning_rate=5e-3, mask_share=0.3)
     train(model, [tokenizer.encode(text) for text in stretches], settings, out=tmp_path)
     firsts, lasts = ["LAGV", "AGVS", "TIDP"], ["RTI", "RTID", "NFY"]
     wanted = ["LAGVSERTI", "AGVSERTID", "TIDPKQNFY"]
