@@ -61,8 +61,13 @@ def apply_linear(
     return y if residual is None else residual + y
 
 
-def products_precision(x: Float[Tensor, "tokens inputs"], weight: Float[Tensor, "outputs inputs"]) -> str:
-    """The ``precision`` in which ``apply_linear`` multiplies them, for the products that stand between linear maps."""
+def attention_precision(x: Float[Tensor, "tokens inputs"], weight: Float[Tensor, "outputs inputs"]) -> str:
+    """The ``precision`` of attention in inference mode: that in which ``apply_linear`` multiplies ``x`` and ``weight``.
+
+    Elsewhere it is float32: what training reads ahead without gradients is what it reads again with them.
+    """
+    if not torch.is_inference_mode_enabled():
+        return "float32"
     if torch.is_autocast_enabled(x.device.type):
         return "bf16" if torch.get_autocast_dtype(x.device.type) == torch.bfloat16 else "float32"
     return "bf16" if weight.dtype == torch.bfloat16 else "float32"

@@ -16,7 +16,7 @@ from ..kernels import attention, rotary
 from ..kernels.packing import gate_dtype
 from ..sequences import PackedBatch, SequenceShare
 from .backbone import Backbone, Memory
-from .layers import FeedForward, added, linear_in, linear_out, make_norm, products_precision, small_init_
+from .layers import FeedForward, added, attention_precision, linear_in, linear_out, make_norm, small_init_
 from .sequence_parallel import own_boundaries, with_all_tokens
 from .state import BackboneState, KeyValueCache, Layout
 from .transformer_config import TransformerConfig
@@ -114,7 +114,7 @@ class TransformerBlock(nn.Module):
             causal=c.direction != "bidirectional",
             window=c.window,
             prefix=context.prefix,
-            precision=products_precision(x, self.query_key_value.weight),
+            precision=attention_precision(x, self.query_key_value.weight),
         )
         if context.share is not None:
             return with_all_tokens(context.share, attend, q, k, v).flatten(1), None
@@ -179,7 +179,7 @@ class TransformerBlock(nn.Module):
             cu_seqlens=cu_seqlens,
             cu_seqlens_k=memory.cu_seqlens,
             causal=False,
-            precision=products_precision(x, self.cross_query.weight),
+            precision=attention_precision(x, self.cross_query.weight),
         )
         return mixed.flatten(1)
 

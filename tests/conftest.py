@@ -5,7 +5,10 @@ from jaxtyping import install_import_hook
 install_import_hook("processive", "beartype.beartype")
 
 import os  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from contextlib import AbstractContextManager, contextmanager  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -42,3 +45,25 @@ def rng() -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def interrupted() -> Callable[[int], AbstractContextManager[None]]:
+    """``with interrupted(3): train(...)``: three steps are taken, and the next one raises KeyboardInterrupt."""
+
+    @contextmanager
+    def after(steps: int) -> Iterator[None]:
+        from processive.training.engines import plain
+
+        taken, left = plain.gradient_step, iter(range(steps))
+
+        def stopping(*args: Any, **kwargs: Any) -> Any:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return taken(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(plain, "gradient_step", stopping)
+            yield
+
+    return after

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from processive.backbones import Memory, TransformerConfig, XLSTMConfig, build
 from processive.errors import ConfigError, InputError, ShapeError
+from processive.kernels import available_backends, native
 from processive.sequences import PackedBatch
 
 NAMES = [
@@ -300,3 +301,18 @@ def test_what_the_defaults_are():
         "blocks.0.feed_forward.down.weight": (48, 128),
         "norm.weight": (48,),
     }
+
+
+def test_autocast_gives_the_same_with_gradients_and_without(rng):
+    """Training reads ahead, and validates, without gradients; inference alone may round attention to bfloat16."""
+    torch.manual_seed(0)
+    model = build(TransformerConfig(12, 32, 2, heads=2)).eval()
+    batch = PackedBatch.from_sequences([rng.integers(0, 12, 70), rng.integers(0, 12, 9)])
+    with torch.autocast("cpu", torch.bfloat16):
+        recorded = model(batch)[0]
+        with torch.no_grad():
+            assert torch.equal(model(batch)[0], recorded)
+        with torch.inference_mode():
+            inferred = model(batch)[0]
+    torch.testing.assert_close(inferred, recorded, rtol=0.05, atol=0.05)
+    assert torch.equal(inferred, recorded) != (native.has_bfloat16() and "native" in available_backends("attention"))

@@ -10,9 +10,8 @@ from processive.backbones import TransformerConfig
 from processive.errors import ConfigError, InputError
 from processive.models import LanguageModel
 from processive.sequences import TextTokenizer
-from processive.training import Labelled, TrainingConfig, objectives, read_metrics, step, train
+from processive.training import Labelled, TrainingConfig, objectives, read_metrics, train
 from processive.training.data import Pieces
-from processive.training.engines import plain
 from safetensors.torch import load_file
 
 pytest.importorskip("tokenizers")
@@ -90,22 +89,13 @@ def test_it_learns_which_text_is_of_a_cell(make, blood, tmp_path):
     assert (similar.argmax(1).numpy() == truth).mean() > commonest + 0.1
 
 
-def test_a_killed_run_goes_on_bit_for_bit(make, blood, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_bit_for_bit(make, blood, tmp_path, interrupted):
     config = TrainingConfig(steps=6, batch_tokens=300, accumulation=2, checkpoint_every=2, log_every=1)
     whole, model = make(dropout=0.1), make(dropout=0.1)
     data = pairs(model, blood, slice(0, 60))
     train(whole, data, config, out=tmp_path / "whole", validation=data, progress=False)
-    left = iter(range(3))
-
-    def stopping(*arguments, **options):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return step.gradient_step(*arguments, **options)
-
-    monkeypatch.setattr(plain, "gradient_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(3):
         train(model, data, config, out=tmp_path / "run", validation=data, progress=False)
-    monkeypatch.undo()
     train(make(dropout=0.1, seed=1), data, config, out=tmp_path / "run", validation=data, resume=True, progress=False)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

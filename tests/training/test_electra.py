@@ -12,7 +12,6 @@ from processive.models import LanguageModel, load
 from processive.sequences import PackedBatch
 from processive.sequences import tokenizer as tokenizers
 from processive.training import Electra, Sampled, TrainingConfig, add_detector, objectives, read_metrics, step, train
-from processive.training.engines import plain
 from safetensors.torch import load_file
 
 
@@ -75,21 +74,12 @@ def test_both_learn_and_the_detector_is_kept(make, sequences, tokenizer, tmp_pat
     assert guessing(model) < at_first - 0.3
 
 
-def test_a_killed_run_goes_on_bit_for_bit(make, sequences, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_bit_for_bit(make, sequences, tmp_path, interrupted):
     config = TrainingConfig(steps=6, batch_tokens=100, accumulation=2, checkpoint_every=2, log_every=1)
     data = Sampled(sequences)
     train(make(dropout=0.1), data, config, out=tmp_path / "whole", progress=False)
-    left = iter(range(3))
-
-    def stopping(*arguments, **options):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return step.gradient_step(*arguments, **options)
-
-    monkeypatch.setattr(plain, "gradient_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(3):
         train(make(dropout=0.1), data, config, out=tmp_path / "run", progress=False)
-    monkeypatch.undo()
     train(make(dropout=0.1), data, config, out=tmp_path / "run", resume=True, progress=False)
     for part in ("model.safetensors", "checkpoint/model.safetensors"):
         one, other = (load_file(tmp_path / name / part) for name in ("whole", "run"))

@@ -17,7 +17,6 @@ from processive.sequences import PackedBatch
 from processive.sequences import tokenizer as tokenizers
 from processive.training import Labelled, Mixture, Preferences, TrainingConfig, add_detector, step, train
 from processive.training.data import Pieces
-from processive.training.engines import plain
 from processive.training.optimizer import make_optimizer
 from safetensors.torch import load_file
 
@@ -220,7 +219,7 @@ def named(monkeypatch, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["labels", "preferences", "detector"])
-def test_a_killed_run_goes_on_bit_for_bit(kind, make_model, sequences, tmp_path, rng):
+def test_a_killed_run_goes_on_bit_for_bit(kind, make_model, sequences, tmp_path, rng, interrupted):
     model = make_model("masked" if kind == "detector" else "causal", dropout=0.2)
     data = sequences
     if kind == "detector":
@@ -237,29 +236,13 @@ def test_a_killed_run_goes_on_bit_for_bit(kind, make_model, sequences, tmp_path,
     whole = weights(model)
     assert not torch.equal(whole["backbone.embedding.weight"], start["backbone.embedding.weight"])
     model.load_state_dict(start)
-    stopping = _Stopping(3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain, "gradient_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(model, data, config, out=tmp_path / "run", progress=False)
+    with interrupted(3):
+        train(model, data, config, out=tmp_path / "run", progress=False)
     train(model, data, config, out=tmp_path / "run", resume=True, progress=False)
     assert equal(weights(model), whole) and equal(load_file(tmp_path / "run" / "model.safetensors"), whole)
     lines = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     wanted = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert lines == wanted
-
-
-class _Stopping:
-    """A step that is interrupted when it is called for the ``at``-th time."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def __call__(self, *args, **kwargs):
-        if not self.left:
-            raise KeyboardInterrupt
-        self.left -= 1
-        return step.gradient_step(*args, **kwargs)
 
 
 def test_other_labels_are_another_run(make_model, sequences, tmp_path):
