@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types imports tutorials wheel clean
+.PHONY: demo test coverage lint types imports tutorials wheel clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --out demo
 
 test: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# Apart, since it takes nearly twice as long.
+coverage: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov=processive --cov-report=term --cov-fail-under=85
 
 $(VENV)/.ready: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard kernels/native/*.[ch])
