@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from ..kernels import MLSTMState, activation, chosen_backend, rms_norm
 from ..kernels.capped_step import CappedWeights, capped_block_step, capped_mixer_step
-from ..kernels.rows import FEW
-from ..kernels.step import BlockWeights, mlstm_block_step, mlstm_mixer_step
+from ..kernels.step import BlockWeights, mlstm_block_step, mlstm_mixer_step, rows_at_once
 from ..sequences import PackedBatch
 from .layers import (
     BlockLinear,
@@ -85,12 +84,12 @@ def _decode(
     known = _known(block)
     if known is None:
         return None
-    weights, table, eps, head_eps, _, offsets, frequencies = known
+    weights, table, most, eps, head_eps, _, offsets, frequencies = known
     for stored, effective in offsets:
         np.add(stored, np.float32(1), out=effective)
     turns, whole = None if frequencies is None else _turns(context.positions, frequencies), block.rotary == "width"
     past, C, n, m = (_laid_out(part) for part in (state.convolution, *state.cell))
-    if x.shape[0] <= FEW:
+    if x.shape[0] <= most:
         x, after = mlstm_block_step(
             x,
             weights,
@@ -123,12 +122,13 @@ def _decode(
 class _Known(NamedTuple):
     """What is known of a block whose parameters lie at ``addresses``.
 
-    ``offsets`` are the weights stored minus one, and where they lie in ``weights`` as they are; ``frequencies`` those
-    of rotary positions.
+    Up to ``most`` sequences are decoded in one call. ``offsets`` are the weights stored minus one, and where they lie
+    in ``weights`` as they are; ``frequencies`` those of rotary positions.
     """
 
     weights: BlockWeights
     table: NDArray[np.int64]
+    most: int
     eps: float
     head_eps: float
     addresses: list[int]
@@ -162,7 +162,8 @@ def _known(block: Any) -> _Known | None:
             offsets = [(stored.detach().numpy(), effective.detach().numpy()) for stored, effective in pairs]
             weights = weights._replace(norm=norm, head_norm=head_norm)
         eps, frequencies = (block.norm.eps, block.head_norm.eps), _frequencies(block)
-        known = _Known(weights, weights.table(), *eps, addresses, offsets, frequencies)
+        most = rows_at_once(weights.up, weights.down)
+        known = _Known(weights, weights.table(), most, *eps, addresses, offsets, frequencies)
         block.decoding = known
     return known
 
@@ -172,10 +173,10 @@ def _decode_capped(block: Any, x: Tensor, state: MLSTMState, reuse_state: bool) 
     known = _known_capped(block)
     if known is None:
         return None
-    weights, table, _ = known
+    weights, table, most, _ = known
     C, n, m = (_laid_out(part) for part in state)
     cap, eps, head_eps = float(block.cap or 0), block.norm.eps, block.head_norm.eps
-    if x.shape[0] <= FEW:
+    if x.shape[0] <= most:
         x, after = capped_block_step(
             x, weights, state=(C, n, m), cap=cap, eps=eps, head_eps=head_eps, table=table, reuse_state=reuse_state
         )
@@ -192,10 +193,11 @@ def _decode_capped(block: Any, x: Tensor, state: MLSTMState, reuse_state: bool) 
 
 
 class _KnownCapped(NamedTuple):
-    """What is known of an xLSTM-7B block whose parameters lie at ``addresses``."""
+    """As ``_Known``, of an xLSTM-7B block."""
 
     weights: CappedWeights
     table: NDArray[np.int64]
+    most: int
     addresses: list[int]
 
 
@@ -223,7 +225,8 @@ def _known_capped(block: Any) -> _KnownCapped | None:
         weights = CappedWeights(*tensors)
         if not weights.readable():
             return None
-        known = block.decoding = _KnownCapped(weights, weights.table(), addresses)
+        most = rows_at_once(weights.maps, weights.out, weights.up, weights.down)
+        known = block.decoding = _KnownCapped(weights, weights.table(), most, addresses)
     return known
 
 

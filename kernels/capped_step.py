@@ -101,15 +101,25 @@ def capped_block_step(
 ) -> tuple[Float[Tensor, "sequences width"], State]:
     """Return the output of a block for the residual stream ``x``, and the new state; as ``capped_mixer_step``.
 
-    Meant for few sequences: the linear maps are those of ``linear_rows``.
+    Meant for up to ``rows_at_once`` sequences, as ``mlstm_block_step``.
     """
     y, after = torch.empty_like(x), _after(state, reuse_state)
     where = weights.table() if table is None else table
-    call = native.function("capped_block_step", "p ppp ppp pp iiiii ff ii f")
+    call = native.function("capped_block_step", "p ppp ppp pp iiiii ff ii p f")
     pointers = [part.data_ptr() for part in (*state, *after, x, y)]
     inner = weights.down.shape[1]
     sizes = (*_sizes(x, weights), torch.get_num_threads())
-    call(where.ctypes.data, *pointers, *sizes, cap, head_eps, inner, weights.narrow, eps)
+    call(
+        where.ctypes.data,
+        *pointers,
+        *sizes,
+        cap,
+        head_eps,
+        inner,
+        weights.narrow,
+        native.address("linear_some", "bfloat16"),
+        eps,
+    )
     return y, after
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import native
-from .rows import WEIGHTS
+from .linear import SOME_TOKENS, SOME_TOKENS_FLOAT32
+from .rows import FEW, WEIGHTS
 
 State = tuple[Tensor, Tensor, Tensor]  # C, n, m
 BlockState = tuple[Tensor, Tensor, Tensor, Tensor]  # last inputs of the convolution [sequences, past, inner], C, n, m
@@ -64,6 +65,16 @@ class BlockWeights(NamedTuple):
     def table(self) -> NDArray[np.int64]:
         """Return where they lie, for as long as they are not moved."""
         return np.array([native.pointer(x) or 0 for x in self], np.int64)
+
+
+def rows_at_once(*matrices: Tensor) -> int:
+    """How many sequences a whole block with such linear maps decodes in one call: those that need nothing packed."""
+    narrow = [matrix for matrix in matrices if matrix.dtype == torch.bfloat16]
+    if not narrow:
+        return SOME_TOKENS_FLOAT32
+    if not native.has_bfloat16() or any(matrix.shape[1] % 2 for matrix in narrow):
+        return FEW
+    return SOME_TOKENS if len(narrow) == len(matrices) else SOME_TOKENS_FLOAT32
 
 
 def mlstm_step(
@@ -127,14 +138,15 @@ def mlstm_block_step(
 ) -> tuple[Float[Tensor, "sequences width"], BlockState]:
     """Return the output of a block for the residual stream ``x``, and the new state; as ``mlstm_mixer_step``.
 
-    Meant for few sequences: the linear maps are those of ``linear_rows``.
+    Meant for up to ``rows_at_once`` sequences: the linear maps are those of ``linear_rows``, or of ``linear`` for some.
     """
     y = torch.empty_like(x)
-    call = native.function("mlstm_block_step", "p pppp pppp pp iiiiii i pi f ii f")
+    call = native.function("mlstm_block_step", "p pppp pppp pp iiiiii i pi f ii p f")
     arguments, after = _arguments(
         x, y, weights, state=state, turns=turns, turn_whole=turn_whole, table=table, reuse_state=reuse_state
     )
-    call(*arguments, head_eps, weights.up.dtype == torch.bfloat16, weights.down.dtype == torch.bfloat16, eps)
+    narrow = (weights.up.dtype == torch.bfloat16, weights.down.dtype == torch.bfloat16)
+    call(*arguments, head_eps, *narrow, native.address("linear_some", "bfloat16"), eps)
     return y, after
 
 

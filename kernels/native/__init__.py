@@ -95,6 +95,14 @@ def function(name: str, signature: str, variant_name: str | None = None) -> Call
     return result
 
 
+@cache
+def address(name: str, variant_name: str) -> int | None:
+    """Return where a function of a variant begins, for a native function that calls it; None where it does not run."""
+    if variant_name == "bfloat16" and not has_bfloat16():
+        return None
+    return ctypes.cast(getattr(_library(), f"{name}_{variant_name}"), ctypes.c_void_p).value
+
+
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return an uninitialised tensor on the CPU; every output of a native kernel is made here.
 

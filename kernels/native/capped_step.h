@@ -62,11 +62,11 @@ int EXPORT(capped_mixer_step)(const CappedWeights *w, const float *C, const floa
     return 0;
 }
 
-/* The whole block, for few rows; `narrow`: bits for bfloat16 maps (1), out (2), up (4), down (8). */
+/* The whole block, for few rows or some; `narrow`: bits for bfloat16 maps (1), out (2), up (4), down (8). */
 int EXPORT(capped_block_step)(const CappedWeights *w, const float *C, const float *n, const float *m, float *C_new,
                               float *n_new, float *m_new, const float *x, float *y, int64_t rows, int64_t width,
                               int64_t qk, int64_t heads, int64_t threads, float cap, float head_eps, int64_t inner,
-                              int64_t narrow, float eps) {
+                              int64_t narrow, Pairs pairs, float eps) {
     BlockState state = {NULL, C, n, m, NULL, C_new, n_new, m_new};
     CappedSizes sizes = {rows, width, qk, inner, heads, cap, eps, head_eps};
     const int64_t row = 2 * qk + 2 * width;
@@ -76,14 +76,17 @@ int EXPORT(capped_block_step)(const CappedWeights *w, const float *C, const floa
     float *active = up + rows * 2 * inner;
     RowNorm none = {0}, second = {w->feed_forward_norm, NULL, 1, eps};
     for (int64_t r = 0; r < rows; r++) rms_row(x + r * width, w->norm, width, eps, normed + r * width);
-    int failed = few_rows(normed, w->maps, w->maps_bias, none, NULL, maps, rows, width, row, narrow & 1, threads);
+    int failed =
+        block_map(normed, w->maps, w->maps_bias, none, NULL, maps, rows, width, row, narrow & 1, threads, pairs);
     if (!failed) capped_mixer(w, state, sizes, maps, normed, mixed, threads);
     failed = failed ||
-             few_rows(mixed, w->out, w->out_bias, none, x, middle, rows, width, width, narrow & 2, threads) ||
-             few_rows(middle, w->up, w->up_bias, second, NULL, up, rows, width, 2 * inner, narrow & 4, threads);
-    for (int64_t r = 0; !failed && r < rows; r++) activate_row(0, 1, inner, up + r * 2 * inner, active + r * inner);
+             block_map(mixed, w->out, w->out_bias, none, x, middle, rows, width, width, narrow & 2, threads, pairs) ||
+             block_map(middle, w->up, w->up_bias, second, NULL, up, rows, width, 2 * inner, narrow & 4, threads, pairs);
+#pragma omp parallel for schedule(static) num_threads((int)threads) if (rows > ROWS_OF_X)
+    for (int64_t r = 0; r < rows; r++)
+        if (!failed) activate_row(0, 1, inner, up + r * 2 * inner, active + r * inner);
     failed = failed ||
-             few_rows(active, w->down, w->down_bias, none, middle, y, rows, inner, width, narrow & 8, threads);
+             block_map(active, w->down, w->down_bias, none, middle, y, rows, inner, width, narrow & 8, threads, pairs);
     free(maps);
     return failed;
 }

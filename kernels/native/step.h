@@ -60,6 +60,26 @@ int EXPORT(mlstm_step)(const float *q, const float *k, const float *v, const flo
     return 0;
 }
 
+/* linear_some of bfloat16 pairs, which another file has; NULL where the processor multiplies none. */
+typedef int (*Pairs)(const float *, const float *, const float *, const float *, float *, int64_t, int64_t, int64_t,
+                     int64_t);
+
+/* few_rows, or for more rows linear_some. */
+static int block_map(const float *x, const void *weight, const float *bias, RowNorm norm, const float *residual,
+                     float *y, int64_t rows, int64_t in, int64_t out, int64_t narrow, int64_t threads, Pairs pairs) {
+    if (rows <= ROWS_OF_X) return few_rows(x, weight, bias, norm, residual, y, rows, in, out, narrow, threads);
+    float *own = norm.weight ? workspace(rows * in) : NULL;
+    if (norm.weight && !own) return 1;
+    for (int64_t r = 0; norm.weight && r < rows; r++)
+        if (norm.rms) rms_row(x + r * in, norm.weight, in, norm.eps, own + r * in);
+        else layer_norm(x + r * in, in, norm.weight, norm.bias, norm.eps, own + r * in);
+    const float *read = own ? own : x;
+    int failed = narrow ? pairs(read, weight, bias, residual, y, rows, in, out, threads)
+                        : JOIN(linear_some, VARIANT)(read, weight, bias, residual, y, rows, in, out, threads);
+    free(own);
+    return failed;
+}
+
 /* y = W x + bias for `blocks` blocks of `size` numbers; w [blocks][in][out]. */
 INLINE void block_maps(const int64_t size, int64_t blocks, const float *w, const float *bias, const float *x,
                        float *restrict y) {
@@ -222,21 +242,22 @@ int EXPORT(mlstm_mixer_step)(const BlockWeights *weights, const float *past, con
     return mixer_step(weights, state, sizes, rotary, up, mixed, threads, head_eps);
 }
 
-/* The whole block, for few rows: y = x + down(mixer(up(norm(x)))). */
+/* The whole block, for few rows or some: y = x + down(mixer(up(norm(x)))). */
 int EXPORT(mlstm_block_step)(const BlockWeights *w, const float *past, const float *C, const float *n, const float *m,
                              float *past_new, float *C_new, float *n_new, float *m_new, const float *x, float *y,
                              int64_t rows, int64_t width, int64_t inner, int64_t heads, int64_t taps, int64_t size,
                              int64_t threads, const float *turns, int64_t whole, float head_eps, int64_t narrow_up,
-                             int64_t narrow_down, float eps) {
+                             int64_t narrow_down, Pairs pairs, float eps) {
     BlockState state = {past, C, n, m, past_new, C_new, n_new, m_new};
     BlockSizes sizes = {rows, width, inner, heads, taps, size};
     Rotary rotary = {turns, whole};
     float *up = workspace(3 * rows * inner), *mixed = up + 2 * rows * inner;
     int failed = !up ||
-                 few_rows(x, w->up, w->up_bias, (RowNorm){w->norm, w->norm_bias, 0, eps}, NULL, up, rows, width,
-                          2 * inner, narrow_up, threads) ||
+                 block_map(x, w->up, w->up_bias, (RowNorm){w->norm, w->norm_bias, 0, eps}, NULL, up, rows, width,
+                           2 * inner, narrow_up, threads, pairs) ||
                  mixer_step(w, state, sizes, rotary, up, mixed, threads, head_eps) ||
-                 few_rows(mixed, w->down, w->down_bias, (RowNorm){0}, x, y, rows, inner, width, narrow_down, threads);
+                 block_map(mixed, w->down, w->down_bias, (RowNorm){0}, x, y, rows, inner, width, narrow_down, threads,
+                           pairs);
     free(up);
     return failed;
 }

@@ -40,6 +40,11 @@ CONFIGS = {
     "layer-wise": XLSTMConfig(V, 24, 3, heads=2, expansion=(1, 5, 2)),
     "mixed": XLSTMConfig(V, 32, 3, heads=4, blocks=("mlstm", "slstm", "mlstm")),
 }
+NARROW = [
+    XLSTMConfig(V, 64, 3, heads=4),
+    XLSTMConfig(V, 64, 3, heads=4, blocks="mlstm-7b"),
+    XLSTMConfig(V, 63, 3, heads=3, blocks="mlstm-7b", qk_factor=1.0, feed_forward_width=101),  # no pairs in a row
+]
 needs_native = pytest.mark.skipif(chosen_backend("decoding") == "torch", reason="the native kernels are not there")
 
 
@@ -113,13 +118,13 @@ def calls(monkeypatch):
 
 
 @needs_native
-@pytest.mark.parametrize("sequences", [1, 3, 64])
+@pytest.mark.parametrize("sequences", [1, 3, 20, 64])
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_equals_the_ordinary_way_and_float64(name, sequences, monkeypatch, calls):
     network = lively(CONFIGS[name])
     exact = widened(network)
-    for count in (1, 2) if sequences > 3 else (1, 2, 100):
+    for count in (1, 2) if sequences > 3 else (1, 2, 50):
         calls.clear()
         got, last = steps(network, start(network, sequences), count)
         assert calls == [kind != "slstm" for kind in network.config.kinds] * count
@@ -253,12 +258,12 @@ def test_weights_that_changed_or_moved_are_read_anew(name, calls):
 
 
 @needs_native
-@pytest.mark.parametrize("sequences", [1, 40])
-@pytest.mark.parametrize("kind", ["mlstm", "mlstm-7b"])
+@pytest.mark.parametrize("sequences", [1, 20, 40])
+@pytest.mark.parametrize("config", NARROW, ids=["plain", "7b", "7b, odd sizes"])
 @torch.no_grad()
-def test_narrow_weights_err_no_more_than_torch(kind, sequences, calls):
+def test_narrow_weights_err_no_more_than_torch(config, sequences, calls):
     """Torch's own bfloat16 network, all of it rounded, is what the error is measured by; so is reading a prompt."""
-    network = lively(XLSTMConfig(V, 64, 3, heads=4, blocks=kind))
+    network = lively(config)
     narrow, low = narrowed(network), copy.deepcopy(network).bfloat16()
     want, _ = steps(network, start(network, sequences), 4)
     calls.clear()
