@@ -67,12 +67,12 @@ class _Call(NamedTuple):
         return cls((edges, *sizes[1:]), causal, window, scale)
 
 
-def _layout(q: Tensor, k: Tensor, v: Tensor, call: _Call, *, k_word: int = 1) -> NDArray[np.int64]:
-    """``Attention`` of ``native/attention_blocks.h``; the keys' strides count words of ``k_word`` numbers."""
+def _layout(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> NDArray[np.int64]:
+    """``Attention`` of ``native/attention_blocks.h``."""
     (tokens, heads, dim), kv_heads, v_dim = q.shape, k.shape[1], v.shape[2]
     all_seen = tokens + len(k) + 1
     seen = all_seen if call.window is None else min(call.window, all_seen)
-    strides = *q.stride()[:2], *(stride // k_word for stride in k.stride()[:2]), *v.stride()[:2]
+    strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2]
     return np.array([len(call.edges[0]) - 1, heads, kv_heads, dim, v_dim, call.causal, seen, *strides], np.int64)
 
 
@@ -82,9 +82,8 @@ def _along(x: Tensor) -> Tensor:
 
 
 def _in_pairs(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
-    q, v = _along(q), _along(v)
-    k = k.bfloat16().transpose(0, 1).contiguous().transpose(0, 1)  # the keys of a head one after the other
-    y, layout = native.empty(*q.shape[:2], v.shape[2]), _layout(q, k, v, call, k_word=2)
+    q, k, v = map(_along, (q, k, v))
+    y, layout = native.empty(*q.shape[:2], v.shape[2]), _layout(q, k, v, call)
     native.function("attention_forward", "ppp pppp p f p", "bfloat16")(
         *(x.data_ptr() for x in (q, k, v)),
         *(array.ctypes.data for array in (*call.edges, layout)),

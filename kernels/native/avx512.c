@@ -1,5 +1,6 @@
 /* Every kernel for AVX-512 (x86-64-v4: Skylake-X 2017, Zen 4 2022). */
 #ifdef __x86_64__
+#include <immintrin.h>
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
 #else

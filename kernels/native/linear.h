@@ -62,10 +62,10 @@ static void pack_along(const float *from, int k, float *to) {
         vec_int low = rounded(load(from + p)), high = rounded(load(from + p + LANES));
         store(to + p / 2, upper_halves(low, high));
     }
-    for (; p < k; p += 2) {
-        vec first = {from[p]}, second = {p + 1 < k ? from[p + 1] : 0};
-        to[p / 2] = paired(first, second)[0];
-    }
+    if (p == k) return;
+    const int left = k - p;
+    vec low = load_some(from + p, left), high = left > LANES ? load_some(from + p + LANES, left - LANES) : (vec){0};
+    store_some(to + p / 2, upper_halves(rounded(low), rounded(high)), words_of(left));
 }
 #else
 static void pack_along(const float *from, int k, float *to) { memcpy(to, from, k * sizeof(float)); }
@@ -121,7 +121,9 @@ static Operand pack_block(const float *a, ptrdiff_t a_row, ptrdiff_t a_column, i
 static void panel_strip(int rows, int columns, int words, Operand a, const float *b, float *c, ptrdiff_t c_row, int add) {
 #define PANEL_STRIP(R)                                                                                             \
     case R:                                                                                                        \
-        if (columns > LANES) tile(R, VECTORS, words, a, b, PANEL, c, c_row, add);                                  \
+        if (columns > 2 * LANES || (VECTORS == 2 && columns > LANES))                                              \
+            tile(R, VECTORS, words, a, b, PANEL, c, c_row, add);                                                   \
+        else if (columns > LANES) tile(R, 2, words, a, b, PANEL, c, c_row, add);                                   \
         else tile(R, 1, words, a, b, PANEL, c, c_row, add);                                                        \
         break;
     switch (rows) {

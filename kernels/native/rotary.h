@@ -39,10 +39,9 @@ EXPORT(int rotary)(const float *x, const int64_t *positions, const double *turns
                 store(sine + j, s * direction);
                 store(cosine + j, c);
             }
-            for (int j = 0; j < half; j++) {
-                int first = interleaved ? 2 * j : j, second = interleaved ? 2 * j + 1 : j + half;
-                cos_of[first] = cos_of[second] = cosine[j];
-                sin_of[first] = -sine[j], sin_of[second] = sine[j];
+            for (int j = 0; interleaved && j < half; j++) {
+                cos_of[2 * j] = cos_of[2 * j + 1] = cosine[j];
+                sin_of[2 * j] = -sine[j], sin_of[2 * j + 1] = sine[j];
             }
             for (int64_t h = 0; h < heads; h++) {
                 const float *from = x + t * x_token + h * x_head;
@@ -55,15 +54,12 @@ EXPORT(int rotary)(const float *x, const int64_t *positions, const double *turns
                     }
                     for (; i < dim; i++) to[i] = from[i] * cos_of[i] + from[i ^ 1] * sin_of[i];
                 } else {
-                    for (; i + LANES <= half; i += LANES) {
-                        vec a = load(from + i), b = load(from + i + half), c = load(cos_of + i), s = load(sin_of + half + i);
-                        store(to + i, a * c - b * s);
-                        store(to + i + half, b * c + a * s);
-                    }
-                    for (; i < half; i++) {
-                        float a = from[i], b = from[i + half];
-                        to[i] = a * cos_of[i] - b * sin_of[i + half];
-                        to[i + half] = b * cos_of[i] + a * sin_of[i + half];
+                    for (; i < half; i += LANES) {
+                        const int left = half - i;
+                        vec a = load_some(from + i, left), b = load_some(from + i + half, left);
+                        vec c = load(cosine + i), s = load(sine + i);
+                        store_some(to + i, a * c - b * s, left);
+                        store_some(to + i + half, b * c + a * s, left);
                     }
                 }
             }

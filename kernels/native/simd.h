@@ -71,13 +71,21 @@ INLINE int round_up(int n) { return (n + LANES - 1) / LANES * LANES; }
 /* The first or last `count` numbers of a row, zeros behind them; a whole vector where there are as many. */
 INLINE vec load_some(const float *from, int count) {
     if (count >= LANES) return load(from);
+#if LANES == 16
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
+#else
     vec x = {0};
     memcpy(&x, from, (size_t)count * sizeof(float));
     return x;
+#endif
 }
 INLINE void store_some(float *to, vec x, int count) {
     if (count >= LANES) store(to, x);
+#if LANES == 16
+    else _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)x);
+#else
     else memcpy(to, &x, (size_t)count * sizeof(float));
+#endif
 }
 
 /* exp to within 2 units in the last place for -87.3 <= x <= 88.3; NaN stays NaN.
