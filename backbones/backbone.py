@@ -57,6 +57,11 @@ class BackboneConfig(ABC):
         """Whether no token sees a later one."""
 
     @property
+    @abstractmethod
+    def positional(self) -> bool:
+        """Whether the positions of a batch change what the network gives; else it knows the order of tokens alone."""
+
+    @property
     def hidden_width(self) -> int:
         """Channels of the hidden states."""
         return self.width if self.complement is None else 2 * self.width

@@ -253,7 +253,7 @@ class Transformer(Backbone):
         """
         if batch.share is not None:
             batch.share.check_heads(self.config.heads)
-        in_blanks = self.config.prefixed and batch.block_positions is not None  # positions that begin behind a mask's
+        in_blanks = batch.block_positions is not None  # positions that begin at a mask's, or behind it
         if state is not None and self.config.positions != "none" and not in_blanks:
             some = batch.lengths > 0
             if not torch.equal(batch.positions[batch.cu_seqlens[:-1][some]], state.lengths[some]):

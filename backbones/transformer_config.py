@@ -163,6 +163,11 @@ class TransformerConfig(BackboneConfig):
         return self.direction == "prefix"
 
     @property
+    def positional(self) -> bool:
+        """Whether the positions of a batch change what the network gives."""
+        return self.positions != "none"
+
+    @property
     def rotates(self) -> bool:
         """Whether q and k turn with the position."""
         return self.positions.startswith("rotary")

@@ -124,6 +124,11 @@ class XLSTMConfig(BackboneConfig):
         return self.direction == "causal" and self.complement is None
 
     @property
+    def positional(self) -> bool:
+        """Whether the positions of a batch change what the network gives."""
+        return self.positions is not None or (self.rotary is not None and "mlstm" in self.kinds)
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """Kind of each block."""
         return (self.blocks,) * self.depth if isinstance(self.blocks, str) else self.blocks

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..sequences import PackedBatch, Tokenizer, move_spans_behind, span_masks
+from ..sequences.filling import MOST_POSITIONS
 
-MOST_POSITIONS = 2048  # later residues of a homolog share the last position, as in training
 Spans = Sequence[tuple[int, int]]
 
 
@@ -36,7 +36,7 @@ def homolog_context(
         tokenizer: of a model that reads homologs; it begins each with its begin token and ends it with none.
         spans: for a homolog by its number from 0, the spans of residues to be filled in: first and last residue, from 1
             and without gaps, in order and apart.
-        positions: how many positions the model knows.
+        positions: how many positions the model knows; later residues of a homolog share the last one.
 
     Raises:
         InputError: a letter that is no amino acid, or spans that overlap, lie outside or are more than the model has
@@ -47,21 +47,20 @@ def homolog_context(
     for number, homolog in enumerate(homologs):
         try:
             ids = tokenizer.encode(homolog.replace("-", "").replace(".", "").upper())
-            at = np.arange(len(ids))
-            if spans is not None and spans.get(number):
-                ids, at = _filled_in(ids, spans[number], tokenizer)
+            own = () if spans is None else spans.get(number, ())
+            moved, at = _filled_in(ids, own, tokenizer, positions)
         except InputError as error:
             raise error.at(record=number + 1) from None
-        tokens.append(ids)
-        places.append(np.minimum(at, positions - 1))
+        tokens.append(moved.astype(np.int32))
+        places.append(at)
     if not tokens:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
     return np.concatenate(tokens), np.concatenate(places)
 
 
 def _filled_in(
-    ids: NDArray[np.int32], spans: Spans, tokenizer: Tokenizer
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    ids: NDArray[np.int32], spans: Spans, tokenizer: Tokenizer, positions: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens and positions of one homolog whose spans stand behind the rest."""
     masks = len(span_masks(tokenizer.vocabulary))
     if masks < len(spans):
@@ -71,8 +70,8 @@ def _filled_in(
         if not behind <= first <= last < len(ids):
             raise InputError(f"The span {first} to {last} is empty, overlaps another or lies outside of the sequence.")
         behind = last + 1
-    tokens, at = move_spans_behind(ids, [(first, last + 1) for first, last in spans], tokenizer.vocabulary)
-    return tokens.astype(np.int32), at
+    cut = [(first, last + 1) for first, last in spans]
+    return move_spans_behind(ids, cut, tokenizer.vocabulary, positions=positions)
 
 
 def homolog_batch(

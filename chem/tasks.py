@@ -116,6 +116,7 @@ def generate(
     *,
     prompts: str | Sequence[str] | None = None,
     suffixes: str | Sequence[str] | None = None,
+    gaps: int | Sequence[int] | None = None,
     temperature: float | int = 1.0,
     top_k: int | None = None,
     top_p: float | int | None = None,
@@ -133,6 +134,7 @@ def generate(
         count: how many, or how many per prompt.
         prompts: SMILES beginnings to go on from; the result includes them.
         suffixes: ends to lead to, for a model that fills in; see ``inference.generate``.
+        gaps: tokens to put before them, where the model must be told; see ``inference.generate``.
         temperature: 1 samples the model's own distribution, lower is safer and less diverse.
         top_k: sample from the k likeliest tokens only.
         top_p: sample from the likeliest tokens that make up this share of the probability.
@@ -156,6 +158,7 @@ def generate(
         count,
         prompts=prompts,
         suffixes=suffixes,
+        gaps=gaps,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

@@ -24,6 +24,9 @@ def generate(
     suffix: Annotated[
         str, typer.Option(help="How every sequence ends; a model that fills in writes what lies between.")
     ] = "",
+    gap: Annotated[
+        int | None, typer.Option(min=1, help="Residues (tokens) between the two, for a causal model that fills in.")
+    ] = None,
     max_length: Annotated[int, typer.Option(min=1, help="Most tokens per sequence.")] = 512,
     seed: Annotated[int, typer.Option(help="The same seed gives the same sequences.")] = 0,
     device: DeviceOption = "cpu",
@@ -41,6 +44,7 @@ def generate(
         count,
         prompts=[prefix] if prefix else None,
         suffixes=suffix or None,
+        gaps=gap,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

@@ -4,7 +4,7 @@ from .batch import PackedBatch, SequenceShare, share_batch
 from .blanks import Blanked, blanked, own_part, require_blanks, without_blanks
 from .chunks import Chunk, Encoded, RecordChunk, Sequenced, Unusable, encode_records, in_chunks
 from .files import check_file, check_writable, open_text, read_blocks, read_lines, replacing
-from .filling import move_spans_behind, span_masks
+from .filling import fills_in, move_spans_behind, span_masks
 from .ids import IdTokenizer
 from .packing import pack, unused_share
 from .records import OnError, Record, Records, texts_of
@@ -44,6 +44,7 @@ __all__ = [
     "check_file",
     "check_writable",
     "cut_spans",
+    "fills_in",
     "has_spans",
     "move_spans_behind",
     "open_text",

@@ -29,7 +29,8 @@ class PackedBatch:
         share: where several processes share the batch (``share_batch``), which of its tokens this one has: ``tokens``
             and ``positions`` are then those alone, and ``cu_seqlens`` and ``conditions`` those of the whole batch.
         block_positions: where tokens are written into blanks (``sequences.blanked``), how much of its position is the
-            place in its blank, int64 [tokens], 0 for a token that is in none; None: not known.
+            place in its blank, int64 [tokens], 0 for a token that is in none; None: not known. Where they are given,
+            positions need not go on from a state.
     """
 
     tokens: Int[Tensor, " tokens"]

@@ -88,11 +88,13 @@ def blanked(
 def own_part(ids: NDArray[np.integer], vocabulary: Vocabulary) -> tuple[int, int]:
     """Return the first token of an encoding that is no special one, and the one past the last of them.
 
-    Where there is none, both are the place of the end token, or the end.
+    Where there is none, both are the place of the end token, or the end. A token that begins sequences as well (the
+    ``<cls>`` of Prot-xLSTM) is no end where it comes first.
     """
     own = np.flatnonzero(~np.isin(ids, list(vocabulary.special_ids)))
     if len(own):
         return int(own[0]), int(own[-1]) + 1
-    ends = np.flatnonzero(ids == vocabulary.role("eos")) if vocabulary.role("eos") is not None else own
+    begin, end = vocabulary.role("bos"), vocabulary.role("eos")
+    ends = np.flatnonzero((ids == end) & ((end != begin) | (np.arange(len(ids)) > 0))) if end is not None else own
     place = int(ends[0]) if len(ends) else len(ids)
     return place, place

@@ -2,6 +2,7 @@
 
 from . import objectives
 from .averaging import average, average_runs, greedy_average, read_snapshots
+from .cluster_detector import ClusterDetector, ClusterReplaced
 from .config import TrainingConfig
 from .data import Mixture
 from .detector import add_detector
@@ -19,6 +20,8 @@ from .ties import ties, ties_adapters, ties_models
 
 __all__ = [
     "Agreement",
+    "ClusterDetector",
+    "ClusterReplaced",
     "Electra",
     "EngineConfig",
     "Labelled",

@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from ..errors import ConfigError
-from ..models import LanguageModel, TaskConfig, add_task
+from ..models import LanguageModel, TaskConfig, Trainable, add_task
 from .labelled import LabelObjective
 from .objectives import Objective
 
@@ -30,6 +32,40 @@ def check_detector(model: LanguageModel) -> None:
             "The objective 'replaced' is learned by a head that tells replaced tokens, and the model has "
             f"{'none' if config is None else 'another task head'}: training.add_detector(model) gives it one."
         )
+
+
+class WithDetector(Trainable):
+    """A detector with what it needs to learn; checkpoints hold all of it, and the detector alone is kept.
+
+    Attributes:
+        detector: the model that is kept, a language model like others, with a head that tells replaced tokens.
+    """
+
+    def __init__(self, detector: LanguageModel) -> None:
+        """Put the detector in.
+
+        Raises:
+            ConfigError: it has no such head.
+        """
+        super().__init__()
+        check_detector(detector)
+        self.detector = detector
+        self.name, self.card = detector.name, detector.card
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.detector.device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of the tokenizer's tokens."""
+        return self.detector.vocabulary_size
+
+    def save(self, folder: str | Path, *, format: str | None = None) -> None:
+        """Write the detector; see ``LanguageModel.save``."""
+        self.detector.card = self.card
+        self.detector.save(folder, format=format)
 
 
 def detection(found: Objective) -> LabelObjective:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,13 @@ from ..backbones import Backbone
 from ..errors import ConfigError
 from ..models import LanguageModel, Trainable
 from ..sequences import PackedBatch, tokenizer_to_dict
-from .detector import check_detector, detection
+from .detector import WithDetector, detection
 from .objectives import DETECTOR_WEIGHT, masked, sampled
 from .objectives.corruption import Ordinary
 from .taught import Taught, TaughtObjective, Tokens, hashed
 
 
-class Electra(Trainable):
+class Electra(WithDetector):
     """A detector and the generator that it learns from, to be trained together on ``Sampled`` sequences.
 
     Checkpoints hold both; the folder of a run that is done holds the detector, a language model like others. They share
@@ -47,39 +46,22 @@ class Electra(Trainable):
         Raises:
             ConfigError: one of them is causal, their tokenizers differ, or the detector has no such head.
         """
-        super().__init__()
         for what, model in (("detector", detector), ("generator", generator)):
             if getattr(model.backbone.config, "direction", "") != "bidirectional":
                 raise ConfigError(f"The {what} must read both ways: its backbone is not bidirectional.")
         if tokenizer_to_dict(detector.tokenizer) != tokenizer_to_dict(generator.tokenizer):
             raise ConfigError("The generator has another tokenizer than the detector.")
-        check_detector(detector)
-        self.detector, self.generator = detector, generator
-        self.name, self.card = detector.name, detector.card
+        super().__init__(detector)
+        self.generator = generator
 
     @property
     def networks(self) -> tuple[Backbone, ...]:
         """The backbones of both."""
         return self.detector.backbone, self.generator.backbone
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.detector.device
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of the tokenizer's tokens."""
-        return self.detector.vocabulary_size
-
     def parts(self) -> dict[str, Any]:
         """What both are made of, as plain values."""
         return {"detector": self.detector.parts(), "generator": self.generator.parts()}
-
-    def save(self, folder: str | Path, *, format: str | None = None) -> None:
-        """Write the detector; see ``LanguageModel.save``."""
-        self.detector.card = self.card
-        self.detector.save(folder, format=format)
 
 
 class Sampled(Taught):

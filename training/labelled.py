@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
-from ..models import TaskConfig, Trainable
+from ..models import LanguageModel, TaskConfig, Trainable
 from ..models.task import KINDS, LEVELS
 from ..sequences import PackedBatch, Tokenizer
 from .objectives import binary_loss, class_loss, regression_loss, symmetric_divergence
@@ -217,11 +217,18 @@ class LabelObjective(TaughtObjective):
 
     def loss_sum(self, model: Trainable) -> Float[Tensor, ""]:
         """Return the weighted sum of the losses of the task head's answers."""
-        model = language_model(model)
+        return self.loss_of(self.answers(language_model(model)))
+
+    def answers(self, model: LanguageModel) -> Float[Tensor, "rows outputs"]:
+        """Return what the task head says, a row for each row of labels."""
         assert model.task is not None
         batch = self.batch.to(model.device)
         hidden, _ = model.backbone(model.whole(batch))
-        answers = model.task(hidden, batch, model.vocabulary)
+        answers: Tensor = model.task(hidden, batch, model.vocabulary)
+        return answers
+
+    def loss_of(self, answers: Float[Tensor, "rows outputs"]) -> Float[Tensor, ""]:
+        """Return the weighted sum of the losses of such answers."""
         loss = self._loss(answers)[0]
         if self.consistency is None:
             return loss

@@ -89,8 +89,9 @@ def train(
     Args:
         model: the model; its weights are where a new run starts.
         sequences: token sequences: arrays, a ``TokenStore``, or a ``Mixture`` of several of these, which are taught by
-            the objective of ``config``; or ``Labelled``, ``Preferences``, ``Sampled`` (for an ``Electra``) or
-            ``cells.CellTexts`` (for a ``cells.LangCell``), which say themselves what is taught.
+            the objective of ``config``; or ``Labelled``, ``Preferences``, ``Sampled`` (for an ``Electra``),
+            ``ClusterReplaced`` (for a ``ClusterDetector``) or ``cells.CellTexts`` (for a ``cells.LangCell``), which say
+            themselves what is taught.
         config: the settings.
         out: folder of the run.
         validation: held-out data, of the same kind.

@@ -85,7 +85,8 @@ def test_strings_are_checked_before_any_of_them_is_embedded(model, calls):
 
 def test_generate_hands_every_option_on(model, calls):
     sampling = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "seed": 3}
-    options = {"prompts": ["CC"], "suffixes": ["O"], "max_length": 50, "stop": ".", "batch_size": 8, **sampling}
+    ends = {"prompts": ["CC"], "suffixes": ["O"], "gaps": 3}
+    options = {**ends, "max_length": 50, "stop": ".", "batch_size": 8, **sampling}
     assert tasks.generate(model, 2, **options, progress=True) == ["C", "C"]
     assert calls["generate"] == (2, {**options, "progress": True})
 

@@ -70,6 +70,12 @@ def prefix_model(inputs: Path, runs: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def fill_in_model(inputs: Path, runs: Path) -> Path:
+    assert main(["train", "prot-xlstm", str(inputs / "proteins.fasta"), "--out", str(runs / "fill-in"), *SMALL]) == 0
+    return runs / "fill-in"
+
+
+@pytest.fixture(scope="session")
 def dna_model(inputs: Path, runs: Path) -> Path:
     assert main(["train", "dna-xlstm", str(inputs / "dna.fasta"), "--out", str(runs / "dna"), *SMALL]) == 0
     return runs / "dna"

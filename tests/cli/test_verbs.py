@@ -66,6 +66,23 @@ def test_every_verb_takes_a_model_that_reads_a_prefix(prefix_model: Path, inputs
     assert all(text.startswith("MKT") and text.endswith("KQR") for text in sequences)
 
 
+def test_generate_fills_a_gap_of_a_given_length(
+    fill_in_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from processive import bio
+
+    fasta = tmp_path / "out.fasta"
+    arguments = ["generate", str(fill_in_model), "-n", "3", "-o", str(fasta), "--prefix", "MKT", "--suffix", "KQR"]
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "--gap" in capsys.readouterr().err
+    assert main([*arguments, "--gap", "4"]) == 0
+    model = pv.load(fill_in_model)
+    sequences = [record.text for record in bio.read(fasta, model.tokenizer)]
+    assert sequences == bio.generate(model, 3, prompts="MKT", suffixes="KQR", gaps=4)
+    assert all(len(text) == 10 and text.startswith("MKT") and text.endswith("KQR") for text in sequences)
+
+
 def test_generate_with_a_suffix_needs_a_model_that_fills_in(
     dna_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

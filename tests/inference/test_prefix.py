@@ -99,13 +99,13 @@ def test_generates_as_the_slow_way_does(positions, first, last):
 
 def test_what_is_read_by_hand():
     model = make()
-    (start,) = starts_of(model, "LA", "G")
+    (start,) = starts_of(model, "LA", "G", None, 9)
     ids = model.vocabulary.ids
     assert start.read.tokens.tolist() == [ids[t] for t in ("L", "A", "<smask>", "G", "<eos>", "<sop>")]
     assert start.read.positions.tolist() == [0, 1, 2, 3, 4, 3]
     assert start.read.block_positions.tolist() == [0, 0, 0, 0, 0, 1]
     assert start.read.prefix == 5
-    (start,) = starts_of(model, None, None)
+    (start,) = starts_of(model, None, None, None, 9)
     assert start.read.tokens.tolist() == [ids[t] for t in ("<gmask>", "<eos>", "<sop>")]
     assert start.read.positions.tolist() == [0, 1, 1] and start.read.prefix == 2
 
@@ -211,7 +211,7 @@ def test_what_is_refused(make_model):
         generate(model, prompts="L", suffixes=["A", "J"])
     with pytest.raises(InputError, match="prompt 1, position 2: 'J'"):
         generate(model, prompts="LJ")
-    with pytest.raises(ConfigError, match="this one is causal"):
+    with pytest.raises(ConfigError, match="This one is causal"):
         generate(make_model("decoder"), prompts="a", suffixes="b")
     with pytest.raises(ConfigError, match="bidirectional"):
         generate(make(direction="bidirectional"))

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from ...errors import ConfigError
-from ...sequences import PackedBatch, Vocabulary, move_spans_behind, span_masks
+from ...sequences import PackedBatch, Vocabulary, fills_in, move_spans_behind, span_masks
+from ...sequences.filling import MOST_POSITIONS
 from .causal import causal
 from .objective import Objective
 
@@ -17,7 +18,7 @@ MOST_SPANS, SPANS, LONGEST = 5, 1.0, 0.2  # of a part: most spans, their mean nu
 
 
 def fill_in(
-    batch: PackedBatch, vocabulary: Vocabulary, generator: torch.Generator, *, positions: int = 2048
+    batch: PackedBatch, vocabulary: Vocabulary, generator: torch.Generator, *, positions: int = MOST_POSITIONS
 ) -> Objective:
     """Move spans behind the rest of their part, then predict every next token.
 
@@ -31,7 +32,7 @@ def fill_in(
         ConfigError: the vocabulary lacks the begin token, ``<eos>`` or one of ``<mask-1>`` to ``<mask-5>``.
     """
     begin = vocabulary.require("bos")
-    if len(span_masks(vocabulary)) < MOST_SPANS or "<eos>" not in vocabulary.ids:
+    if not fills_in(vocabulary) or len(span_masks(vocabulary)) < MOST_SPANS:
         raise ConfigError(
             "Fill-in-the-middle needs the tokens <eos> and <mask-1> to <mask-5>, and the tokenizer lacks some of them. "
             "The recipe prot-xlstm has such a tokenizer."
@@ -44,9 +45,9 @@ def fill_in(
     ids, at, longer = [], [], np.zeros(len(tokens) + 1, np.int64)
     for first, end in pairwise(edges.tolist()):
         spans = drawn_spans(ordinary[first:end], rng)
-        moved, places = move_spans_behind(tokens[first:end], spans, vocabulary)
+        moved, places = move_spans_behind(tokens[first:end], spans, vocabulary, positions=positions)
         ids.append(moved)
-        at.append(np.minimum(places, positions - 1))
+        at.append(places)
         longer[end] = len(moved) - (end - first)
     cu_seqlens = batch.cu_seqlens + torch.from_numpy(np.cumsum(longer)).to(device)[batch.cu_seqlens]
     inputs = PackedBatch(_joined(ids).to(device), cu_seqlens, _joined(at).to(device), batch.conditions)

@@ -7,7 +7,7 @@ and ``binary_loss`` learn them. A token is never replaced by itself, so that no 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from ...errors import ConfigError
@@ -102,12 +102,12 @@ def cluster_chances(
 
 
 def count_confusions(
-    counts: Float[Tensor, "clusters clusters"],
+    counts: Num[Tensor, "clusters clusters"],
     clusters: Int[Tensor, " vocabulary"],
     before: Int[Tensor, " tokens"],
     after: Int[Tensor, " tokens"],
     wrong: Bool[Tensor, " tokens"],
-) -> Float[Tensor, "clusters clusters"]:
+) -> Num[Tensor, "clusters clusters"]:
     """Return ``counts`` after a batch: for each replaced token 1 more where the detector was wrong, else 1 less.
 
     Args:
@@ -118,5 +118,5 @@ def count_confusions(
         wrong: where it was wrong.
     """
     at = before != after
-    change = torch.where(wrong[at], 1.0, -1.0).to(counts.dtype)
+    change = torch.where(wrong[at], 1, -1).to(counts.dtype)
     return counts.index_put((clusters[before[at]], clusters[after[at]]), change, accumulate=True)
