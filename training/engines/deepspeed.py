@@ -75,10 +75,10 @@ class _Reading(nn.Module):
         super().__init__()
         self.model, self.precision = model, precision
 
-    def forward(self, read: Callable[[Trainable], T]) -> T:
-        """As ``Passes.forward``."""
+    def forward(self, read: Callable[[Trainable], T]) -> tuple[T]:
+        """As ``Passes.forward``, in a tuple, since DeepSpeed warns of other types that it does not know."""
         with autocast(self.precision, self.model.device):
-            return read(self.model)
+            return (read(self.model),)
 
 
 class DeepSpeedEngine:
@@ -112,7 +112,7 @@ class DeepSpeedEngine:
         trained = _take_over(model)
         wrapped = _Reading(trained, precision)
         with torch.enable_grad():
-            reached = _reached(wrapped(partial(loss_sum, objective=example)))
+            reached = _reached(wrapped(partial(loss_sum, objective=example))[0])
         self.empty = None if config.long == "cut" else _empty_state(wrapped, example)
         for parameter in trained.parameters():  # torch's AdamW leaves alone what has no gradient; ZeRO would decay it
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in reached)
@@ -143,8 +143,8 @@ class DeepSpeedEngine:
 
     def forward(self, read: Callable[[Trainable], T]) -> T:
         """As ``Passes.forward``."""
-        found: T = self._engine(read)
-        return found
+        found: tuple[T] = self._engine(read)
+        return found[0]
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """As ``Passes.backward``."""
@@ -320,7 +320,7 @@ def _empty_state(wrapped: _Reading, example: AnyObjective) -> BackboneState:
     """A state of no sequence, of a model that reads plain ones."""
     assert isinstance(example, Objective)
     batch = example.batch.to(wrapped.model.device)
-    state: BackboneState = wrapped(lambda model: model.networks[0](batch, return_state=True)[1])
+    state: BackboneState = wrapped(lambda model: model.networks[0](batch, return_state=True)[1])[0]
     return state.select(torch.arange(0))
 
 
