@@ -141,7 +141,7 @@ def backward_carried(
         objective: what the lanes read.
         carried: the states.
         number: of the batch.
-        counted: whether it is this process's own; of another's nothing is taken or left.
+        counted: whether it is this process's own; of another's no state is here, and none is left.
         scale: what the loss is multiplied by, 0 where it is not counted.
         last: whether no other batch follows before the weights change.
 
@@ -151,12 +151,12 @@ def backward_carried(
     Raises:
         InputError: what is carried is not the state of these sequences.
     """
+    if not counted:
+        objective = _as_begun(objective)
     batch = objective.batch
     continued = batch.positions[batch.cu_seqlens[:-1]].nonzero()[:, 0]
     goes_on = batch.conditions[GOES_ON].nonzero()[:, 0]
-    before = carried.take(number, len(continued)) if counted else None
-    if before is None:
-        before, continued = passes.empty, continued[:0]
+    before = carried.take(number, len(continued)) or passes.empty
     state = None if before is None else before.spread(continued, len(batch))
     return_state = len(goes_on) > 0 or passes.empty is not None
     loss, after = passes.forward(partial(piece_loss, objective=objective, state=state, return_state=return_state))
@@ -165,3 +165,11 @@ def backward_carried(
     if counted and after is not None and len(goes_on):
         carried.leave(number, after.select(goes_on))
     return loss.detach()
+
+
+def _as_begun(objective: Objective) -> Objective:
+    """The same tokens as if each sequence began with them."""
+    batch = objective.batch
+    begun = PackedBatch.from_lengths(batch.tokens, batch.cu_seqlens.diff())
+    begun = PackedBatch(begun.tokens, begun.cu_seqlens, begun.positions, batch.conditions)
+    return Objective(begun, objective.targets, objective.weights)
