@@ -19,9 +19,11 @@ import pytest
 import torch
 from processive.errors import ConfigError, InputError, MissingExtra
 from processive.training import EngineConfig, loop, read_metrics, read_record
+from processive.training.batches import even_share
 from processive.training.data import Pieces
 from processive.training.engines.deepspeed import _reached
 from processive.training.engines.processes import environments
+from processive.training.lanes import Lanes
 from processive.training.step import loss_sum
 from safetensors.torch import load_file
 
@@ -35,6 +37,7 @@ needs_deepspeed = pytest.mark.skipif(
 # An sLSTM's input gate has a bias that cancels in c / n: its gradient is rounding, of which AdamW makes whole steps.
 NOISE = "backbone.blocks.1.bias"
 SCRIPT = Path(__file__).with_name("cases.py")
+LONG_RUNS = [("whole", "xlstm"), ("whole", "transformer"), ("carry", "xlstm"), ("carry", "transformer")]
 
 
 def run(phase: str, folder: Path, *, processes: int) -> None:
@@ -89,6 +92,10 @@ def make_runs(folder: Path) -> None:
         cases.fit(cases.model(kind, dropout=0.0), config, folder / f"{kind}-shared-plain", plain)
     cases.frozen_runs(folder, "plain", plain)
     cases.electra_run(folder, "plain", plain)
+    cases.detector_run(folder, "plain", plain)
+    cases.pairs_run(folder, "plain", plain)
+    for how, kind in LONG_RUNS:
+        cases.long_run(how, kind, folder / f"{how}-{kind}-plain", plain)
     few = cases.settings("transformer", steps=4)
     cases.fit(cases.model("transformer", contacts=True), few, folder / "contacts-plain", plain)
     few = cases.settings("xlstm", steps=4, precision="bf16")
@@ -166,6 +173,48 @@ def test_a_model_of_two_networks(runs, stage):
     assert_same_curve(own, plain, atol=1e-4)  # the detector's loss counts fifty times
     for part in ("model.safetensors", "checkpoint/model.safetensors"):
         assert_same_tensors(own / part, plain / part, atol=2e-5)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", (0, 3))
+@pytest.mark.parametrize("what", ["detector", "pairs"])
+def test_what_is_taught_beside_tokens(runs, what, stage):
+    own, plain = runs / f"{what}-{stage}", runs / f"{what}-plain"
+    assert len(read_metrics(own)) == 4
+    assert_same_curve(own, plain)
+    for part in ("model.safetensors", "checkpoint/model.safetensors"):
+        assert_same_tensors(own / part, plain / part, atol=2e-5)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    ("run", "steps"),
+    [(f"whole-xlstm-{stage}", 3) for stage in range(4)]
+    + [(f"{how}-transformer-{stage}", steps) for how, steps in (("whole", 3), ("carry", 20)) for stage in (0, 3)],
+)
+def test_long_sequences(runs, run, steps):
+    own, plain = runs / run, runs / f"{run[:-2]}-plain"
+    assert len(read_metrics(own)) == steps
+    assert_same_curve(own, plain)
+    assert_same_tensors(own / "model.safetensors", plain / "model.safetensors", atol=2e-5)
+
+
+@needs_deepspeed
+def test_two_one_two_processes_carry_the_states_on(runs):
+    own, plain = runs / f"carry-{cases.CHANGES}", runs / "carry-xlstm-plain"
+    assert len(read_record(own)["resumed"]) == 2
+    assert_same_curve(own, plain)
+    assert_same_tensors(own / "model.safetensors", plain / "model.safetensors", atol=2e-5)
+
+
+def test_lanes_of_the_runs_end_one_by_one():
+    """A batch that is none keeps its number, and with it its process."""
+    pieces = Pieces(cases.long_texts())
+    steps = Lanes(pieces.lengths, pieces.order(seed=0, epoch=0), tokens=4, lanes=2, batches=4)
+    there = [[n for n, spans in enumerate(step) if spans is not None] for step in steps]
+    assert any(numbers != list(range(len(numbers))) for numbers in there)
+    shares = [[len(even_share(step, rank=rank, world_size=2)) for rank in range(2)] for step in steps]
+    assert all(one == other for one, other in shares) and any(sum(share) > len(n) for share, n in zip(shares, there))
 
 
 @needs_deepspeed
