@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,7 +30,7 @@ KINDS = ("xlstm", "transformer")
 STOPS = {"two": 6, "one": 13}  # the steps after which the run that changes its processes is stopped
 CHANGES = "changes"
 LONG = {
-    "whole": {"long": "whole", "max_length": 7, "batch_tokens": 25, "steps": 3},
+    "whole": {"long": "whole", "max_length": 7, "batch_tokens": 25, "accumulation": 2, "steps": 2},
     "carry": {"long": "carry", "max_length": 4, "batch_tokens": 8},
 }
 
@@ -108,7 +110,7 @@ def electra_run(folder: Path, name: str, engine: EngineConfig) -> None:
 def detector_run(folder: Path, name: str, engine: EngineConfig) -> None:
     detector = model("transformer")
     add_detector(detector)
-    fit(detector, settings("transformer", objective="replaced", steps=4), folder / f"detector-{name}", engine)
+    fit(detector, settings("transformer", objective="replaced", steps=2), folder / f"detector-{name}", engine)
 
 
 def pairs_run(folder: Path, name: str, engine: EngineConfig) -> None:
@@ -123,13 +125,13 @@ def pairs_run(folder: Path, name: str, engine: EngineConfig) -> None:
     both = cells.LangCell(cells.RankTokenizer(genes), texts, cell, text, channels=8)
     read = [np.array([1, *rng.permutation(8)[: rng.integers(2, 8)] + 2]) for _ in range(40)]
     data = cells.CellTexts(read, [texts.encode("abcd"[i]) for i in rng.integers(0, 4, 40)])
-    train(both, data, settings("xlstm", steps=4), out=folder / f"pairs-{name}", engine=engine, progress=False)
+    train(both, data, settings("xlstm", steps=2), out=folder / f"pairs-{name}", engine=engine, progress=False)
 
 
 def long_texts() -> list[np.ndarray]:
-    """Epochs of ten steps of carried lanes, the last ones of fewer batches than processes or lanes."""
+    """Epochs of eleven steps of carried lanes; in the last three those of the last batch alone go on."""
     rng = np.random.default_rng(0)
-    return [rng.integers(4, 12, length) for length in (40, 7, 36, 0, 21, 12, 33, 1, 3, 30, 2)]
+    return [rng.integers(4, 12, length) for length in (30, 29, 0, 28, 27, 26, 2, 25, 24, 23, 1, 22)]
 
 
 def long_run(how: str, kind: str, out: Path, engine: EngineConfig, *, seed: int = 0, resume: bool = False) -> dict:
@@ -141,12 +143,14 @@ def long_run(how: str, kind: str, out: Path, engine: EngineConfig, *, seed: int 
     else:
         config = TransformerConfig(12, direction="causal", window=6 if how == "carry" else None, **given)
     trained, data = LanguageModel(tokenizer, config, name="letters"), long_texts()
-    chosen = settings("xlstm", gradient_checkpointing=kind == "transformer", **LONG[how])
-    return train(trained, data, chosen, out=out, engine=engine, resume=resume, progress=False, validation=data)
+    few = {"steps": 10, "gradient_checkpointing": True} if kind == "transformer" else {}
+    chosen = settings("xlstm", **{**few, **LONG[how]})
+    return train(trained, data, chosen, out=out, engine=engine, resume=resume, progress=False, validation=data[:3])
 
 
-def sharing_all() -> None:
-    """Have weights shared out that DeepSpeed would leave whole since they are small."""
+@contextmanager
+def all_shared() -> Iterator[None]:
+    """Have weights shared out too that DeepSpeed would leave whole since they are small."""
     from processive.training.engines import deepspeed
 
     made = deepspeed.deepspeed_settings
@@ -157,24 +161,27 @@ def sharing_all() -> None:
         return given
 
     deepspeed.deepspeed_settings = changed
+    yield
+    deepspeed.deepspeed_settings = made
 
 
 def two(folder: Path) -> None:
-    sharing_all()
     for stage in range(4):
         engine = EngineConfig("deepspeed", zero_stage=stage)
         for kind in KINDS:
             trained = model(kind)
             fit(trained, settings(kind), folder / f"{kind}-{stage}", engine)
             check_in_place(trained, folder / f"{kind}-{stage}")
-        frozen_runs(folder, str(stage), engine)
-        electra_run(folder, str(stage), engine)
-        long_run("whole", "xlstm", folder / f"whole-xlstm-{stage}", engine)
-        if stage in (0, 3):
-            detector_run(folder, str(stage), engine)
-            pairs_run(folder, str(stage), engine)
-            long_run("whole", "transformer", folder / f"whole-transformer-{stage}", engine)
-            long_run("carry", "transformer", folder / f"carry-transformer-{stage}", engine)
+        with all_shared():
+            frozen_runs(folder, str(stage), engine)
+            electra_run(folder, str(stage), engine)
+            long_run("whole", "xlstm", folder / f"whole-xlstm-{stage}", engine)
+            if stage in (0, 3):
+                detector_run(folder, str(stage), engine)
+                pairs_run(folder, str(stage), engine)
+            if stage == 3:
+                long_run("whole", "transformer", folder / "whole-transformer-3", engine)
+                long_run("carry", "transformer", folder / "carry-transformer-3", engine)
     for stage in (0, 2, 3):
         shared = EngineConfig("deepspeed", zero_stage=stage, sequence_processes=2)
         for kind in KINDS:

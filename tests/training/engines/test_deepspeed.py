@@ -180,7 +180,7 @@ def test_a_model_of_two_networks(runs, stage):
 @pytest.mark.parametrize("what", ["detector", "pairs"])
 def test_what_is_taught_beside_tokens(runs, what, stage):
     own, plain = runs / f"{what}-{stage}", runs / f"{what}-plain"
-    assert len(read_metrics(own)) == 4
+    assert len(read_metrics(own)) == 2
     assert_same_curve(own, plain)
     for part in ("model.safetensors", "checkpoint/model.safetensors"):
         assert_same_tensors(own / part, plain / part, atol=2e-5)
@@ -189,8 +189,7 @@ def test_what_is_taught_beside_tokens(runs, what, stage):
 @needs_deepspeed
 @pytest.mark.parametrize(
     ("run", "steps"),
-    [(f"whole-xlstm-{stage}", 3) for stage in range(4)]
-    + [(f"{how}-transformer-{stage}", steps) for how, steps in (("whole", 3), ("carry", 20)) for stage in (0, 3)],
+    [*((f"whole-xlstm-{stage}", 2) for stage in range(4)), ("whole-transformer-3", 2), ("carry-transformer-3", 10)],
 )
 def test_long_sequences(runs, run, steps):
     own, plain = runs / run, runs / f"{run[:-2]}-plain"
@@ -207,14 +206,14 @@ def test_two_one_two_processes_carry_the_states_on(runs):
     assert_same_tensors(own / "model.safetensors", plain / "model.safetensors", atol=2e-5)
 
 
-def test_lanes_of_the_runs_end_one_by_one():
-    """A batch that is none keeps its number, and with it its process."""
+def test_a_batch_stays_with_its_process_while_others_end():
+    """Of the lanes of the runs: its states are there."""
     pieces = Pieces(cases.long_texts())
     steps = Lanes(pieces.lengths, pieces.order(seed=0, epoch=0), tokens=4, lanes=2, batches=4)
-    there = [[n for n, spans in enumerate(step) if spans is not None] for step in steps]
-    assert any(numbers != list(range(len(numbers))) for numbers in there)
-    shares = [[len(even_share(step, rank=rank, world_size=2)) for rank in range(2)] for step in steps]
-    assert all(one == other for one, other in shares) and any(sum(share) > len(n) for share, n in zip(shares, there))
+    shares = [[even_share(step, rank=rank, world_size=2) for rank in range(2)] for step in steps]
+    numbers = [[[(n, counted) for n, _, counted in share] for share in both] for both in shares]
+    assert numbers[:7] == [[[(0, True), (2, True)], [(1, True), (3, True)]]] * 7
+    assert numbers[7:] == [[[(0, True)], [(3, True)]], *[[[(3, False)], [(3, True)]]] * 3]
 
 
 @needs_deepspeed
