@@ -21,6 +21,7 @@ from processive.errors import ConfigError, InputError, MissingExtra
 from processive.training import EngineConfig, loop, read_metrics, read_record
 from processive.training.batches import even_share
 from processive.training.data import Pieces
+from processive.training.engines import check_share
 from processive.training.engines.deepspeed import _reached
 from processive.training.engines.processes import environments
 from processive.training.lanes import Lanes
@@ -275,6 +276,14 @@ def test_the_plain_engine_is_for_one_process(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="2 processes"):
         cases.fit(cases.model("xlstm"), cases.settings("xlstm"), tmp_path / "run", EngineConfig())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("how", cases.LONG)
+def test_processes_that_share_a_batch_have_no_state(how):
+    config = cases.settings("xlstm", **cases.LONG[how])
+    check_share(EngineConfig("deepspeed"), config, 2)
+    with pytest.raises(ConfigError, match=rf'long="{how}".*sequence_processes = 2'):
+        check_share(EngineConfig("deepspeed", sequence_processes=2), config, 2)
 
 
 def test_settings_are_checked():
