@@ -73,7 +73,7 @@ class Engine(Passes, Protocol):
     precision: str
 
     def share(self, batches: Sequence[Batch | None]) -> list[tuple[int, Batch, bool]]:
-        """The batches that this process reads: number, sequences, and whether it counts; see ``data.even_share``."""
+        """The batches that this process reads: number, sequences, and whether it counts; see ``batches.even_share``."""
 
     def own(self, objective: AnyObjective) -> AnyObjective:
         """What is this process's of an objective: all, or where several share its batch the tokens of this one."""

@@ -149,9 +149,8 @@ def test_curve_and_export_of_each_stage_equal_those_of_one_process(runs, kind, s
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("name", ["offloaded", "again"])
-def test_offload_and_gradient_checkpointing_change_no_curve(runs, name):
-    assert_same_curve(runs / f"xlstm-{name}", runs / "xlstm-plain")
+def test_offload_changes_no_curve(runs):
+    assert_same_curve(runs / "xlstm-offloaded", runs / "xlstm-plain")
 
 
 @needs_deepspeed
@@ -193,6 +192,7 @@ def test_what_is_taught_beside_tokens(runs, what, stage):
     [*((f"whole-xlstm-{stage}", 2) for stage in range(4)), ("whole-transformer-3", 2), ("carry-transformer-3", 10)],
 )
 def test_long_sequences(runs, run, steps):
+    """Of stage 3 with gradient checkpointing, too."""
     own, plain = runs / run, runs / f"{run[:-2]}-plain"
     assert len(read_metrics(own)) == steps
     assert_same_curve(own, plain)
