@@ -30,6 +30,7 @@ def measure(network: str, way: str, tokens: int, piece: int, width: int) -> dict
     from processive.sequences import PackedBatch
     from processive.training.long import backward_in_pieces
     from processive.training.objectives import causal
+    from processive.training.passes import Direct
 
     torch.manual_seed(0)
     tokenizer = DNATokenizer()
@@ -45,11 +46,11 @@ def measure(network: str, way: str, tokens: int, piece: int, width: int) -> dict
     objective = causal(PackedBatch.from_sequences([ids]), tokenizer.vocabulary, torch.Generator())
     few = causal(PackedBatch.from_sequences([ids[:100]]), tokenizer.vocabulary, torch.Generator())
     model.backbone.gradient_checkpointing = way == "by blocks"
-    read = partial(backward_in_pieces, model, tokens=piece if way == "whole" else tokens)
+    read = partial(backward_in_pieces, Direct(model), tokens=piece if way == "whole" else tokens)
     read(few)  # what is done once
     model.zero_grad()
     before, began = memory("VmHWM"), time.perf_counter()
-    loss = read(objective, total=objective.weight)
+    loss = read(objective, scale=1 / objective.weight)
     seconds = time.perf_counter() - began
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     return {"megabytes": memory("VmHWM") - before, "seconds": seconds, "loss": float(loss), "norm": float(norm)}

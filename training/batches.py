@@ -115,32 +115,33 @@ def _best_fit(lengths: NDArray[np.integer], order: Order, batch_tokens: int) -> 
     return Batches(order[np.argsort(batch_of, kind="stable")], bounds)
 
 
-def rank_share(batches: Sequence[Batch], *, rank: int, world_size: int) -> list[tuple[int, Batch]]:
+def rank_share(batches: Sequence[Batch | None], *, rank: int, world_size: int) -> list[tuple[int, Batch]]:
     """The batches of one step that process ``rank`` of ``world_size`` reads, each with its number in the step.
 
-    Every batch goes to one process. The number seeds the draws for the batch (masks, dropout), which so do not depend
-    on how many processes there are.
+    Every batch goes to one process, and those with one number to the same in every step; None is no batch. The number
+    seeds the draws for the batch (masks, dropout), which so do not depend on how many processes there are.
 
     Raises:
         ConfigError: there is no such process.
     """
     if not 0 <= rank < world_size:
         raise ConfigError(f"There is no rank {rank} among {world_size} processes.")
-    return list(enumerate(batches))[rank::world_size]
+    return [(n, batch) for n, batch in enumerate(batches) if batch is not None and n % world_size == rank]
 
 
-def even_share(batches: Sequence[Batch], *, rank: int, world_size: int) -> list[tuple[int, Batch, bool]]:
+def even_share(batches: Sequence[Batch | None], *, rank: int, world_size: int) -> list[tuple[int, Batch, bool]]:
     """``rank_share`` made equally long for all, and whether each batch counts.
 
-    A process that has one batch less takes the first one of the step beside its own, without counting it: all
+    A process that has fewer batches takes the first one of the step beside its own, without counting it: all
     processes compute together, since they send each other weights and gradients meanwhile.
 
     Raises:
         ConfigError: there is no such process.
     """
+    shares = [rank_share(batches, rank=other, world_size=world_size) for other in range(world_size)]
     own = [(number, batch, True) for number, batch in rank_share(batches, rank=rank, world_size=world_size)]
-    missing = -(-len(batches) // world_size) - len(own)
-    return own + [(0, batches[0], False)] * missing
+    first = next((number, batch, False) for number, batch in enumerate(batches) if batch is not None)
+    return own + [first] * (max(map(len, shares)) - len(own))
 
 
 def seed_of(*numbers: int) -> int:

@@ -66,8 +66,8 @@ class Spans(NamedTuple):
         return PackedBatch(batch.tokens, batch.cu_seqlens, batch.positions, goes_on)
 
 
-class Lanes(Sequence[list[Spans]]):
-    """The steps of one epoch, each a list of batches of ``lanes`` lanes that have anything left to read."""
+class Lanes(Sequence[list[Spans | None]]):
+    """The steps of one epoch, each a list of batches of ``lanes`` lanes; None where none has anything left to read."""
 
     def __init__(
         self, lengths: NDArray[np.integer], order: Order, *, tokens: int, lanes: int, batches: int = 1
@@ -100,12 +100,11 @@ class Lanes(Sequence[list[Spans]]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        groups = []
+        groups: list[Spans | None] = []
         for first in range(0, len(self._lanes), self._width):
             spans = [self._spans(lane, index) for lane in range(first, first + self._width)]
             joined = Spans(*(np.concatenate(parts) for parts in zip(*spans, strict=True)))
-            if len(joined.sequences):
-                groups.append(joined)
+            groups.append(joined if len(joined.sequences) else None)
         return groups
 
     def _spans(self, lane: int, step: int) -> Spans:

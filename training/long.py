@@ -13,8 +13,7 @@ one more forward pass, its memory the graph of one piece and one state per borde
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,11 +24,13 @@ from torch import Tensor
 
 from ..backbones import BackboneState
 from ..errors import ConfigError
-from ..models import LanguageModel
+from ..models import LanguageModel, Trainable
 from ..sequences import PackedBatch
 from .objectives import Objective
+from .passes import Passes
+from .taught import language_model
 
-Cast = Callable[[], AbstractContextManager[None]]
+Loss = tuple[Float[Tensor, ""], BackboneState | None]  # of a piece, and the state behind it
 
 
 class Piece(NamedTuple):
@@ -70,14 +71,14 @@ def _cut(objective: Objective, start: int, end: int) -> Objective:
 
 
 def piece_loss(
-    model: LanguageModel,
+    model: Trainable,
     objective: Objective,
     state: BackboneState | None = None,
     *,
     return_state: bool = False,
 ) -> tuple[Float[Tensor, ""], BackboneState | None]:
     """Weighted sum of the cross-entropies (nats) of tokens that come after ``state``, and the state after them."""
-    device = model.device
+    model, device = language_model(model), model.device
     batch = objective.batch.to(device)
     hidden, after = model.backbone(batch, state, return_state=return_state)
     counted = objective.weights.nonzero()[:, 0]
@@ -89,66 +90,66 @@ def piece_loss(
 
 
 def backward_in_pieces(
-    model: LanguageModel, objective: Objective, *, tokens: int, total: float = 1.0, cast: Cast = nullcontext
+    passes: Passes, objective: Objective, *, tokens: int, scale: float = 1.0, last: bool = True
 ) -> Float[Tensor, ""]:
     """Add the gradient of the loss of a whole batch to that of the parameters, with the graph of one piece at a time.
 
-    It is the exact gradient of ``sum(weights * cross-entropies) / total``, however long the sequences are and wherever
+    It is the exact gradient of ``scale * sum(weights * cross-entropies)``, however long the sequences are and wherever
     they are cut. Dropout draws the same in both passes: each piece has a seed, drawn from torch's generator.
 
     Args:
-        model: with a causal backbone.
+        passes: of a model with a causal backbone.
         objective: what it reads and should say.
         tokens: of a piece, the most that are read with a graph.
-        total: what the loss is divided by.
-        cast: context of the forward passes, such as autocast.
+        scale: what the loss is multiplied by.
+        last: whether no other batch follows before the weights change.
 
     Returns:
-        The loss divided by ``total``, without a graph.
+        The loss times ``scale``, without a graph.
 
     Raises:
         ConfigError: the backbone is not causal.
     """
+    model = language_model(passes.model)
     check_causal(model)
     pieces = pieces_of(objective, tokens)
     seeds: list[int] = torch.randint(2**62, (len(pieces),)).tolist()
-    states = _read_ahead(model, pieces, seeds, cast)
+    pieces = _filled_up(pieces, passes.most(len(pieces)), objective)
+    seeds += [0] * (len(pieces) - len(seeds))
+    states = _read_ahead(passes, pieces, seeds)
     further = any(parameter.requires_grad for parameter in model.backbone.parameters())
     summed: Tensor = torch.zeros((), device=model.device)
     behind: dict[str, Tensor | None] = {}  # gradients at the state after the piece
-    for piece, state, seed in zip(reversed(pieces), reversed(states), reversed(seeds), strict=True):
-        seed_draws(seed, model.device)
+    for number in reversed(range(len(pieces))):
+        seed_draws(seeds[number], model.device)
+        state = states[number]
         before = None if state is None else state.map(_leaf if further else torch.Tensor.detach)
-        with cast():
-            loss, after = _piece(model, piece, before)
-            loss = loss / total
-        ends, gradients = [loss], [torch.ones_like(loss)]
+        loss, after = passes.forward(_reading(passes, pieces[number], before))
+        loss = loss * scale
+        taught = loss
         for name, tensor in ({} if after is None else after.tensors()).items():
             gradient = behind.get(name)
-            if gradient is not None and tensor.requires_grad:
-                ends.append(tensor)
-                gradients.append(gradient)
-        torch.autograd.backward(ends, gradients)
+            if tensor.requires_grad and (gradient is not None or passes.empty is not None):
+                taught = taught + (tensor * (torch.zeros_like(tensor) if gradient is None else gradient)).sum()
+        passes.backward(taught, last=last and number == 0)
         behind = {} if before is None else {name: tensor.grad for name, tensor in before.tensors().items()}
         summed = summed + loss.detach()
     return summed
 
 
-def loss_in_pieces(
-    model: LanguageModel, objective: Objective, *, tokens: int, cast: Cast = nullcontext
-) -> Float[Tensor, ""]:
+def loss_in_pieces(passes: Passes, objective: Objective, *, tokens: int) -> Float[Tensor, ""]:
     """Weighted sum of the cross-entropies (nats) of a whole batch, read piece by piece, without a gradient.
 
     Raises:
         ConfigError: the backbone is not causal.
     """
-    check_causal(model)
-    total = torch.zeros((), device=model.device)
-    state = None
+    check_causal(language_model(passes.model))
+    total = torch.zeros((), device=passes.model.device)
+    state = passes.empty
+    pieces = pieces_of(objective, tokens)
     with torch.no_grad():
-        for piece in pieces_of(objective, tokens):
-            with cast():
-                loss, state = _piece(model, piece, state)
+        for piece in _filled_up(pieces, passes.most(len(pieces)), objective):
+            loss, state = passes.forward(_reading(passes, piece, state))
             total = total + loss
     return total
 
@@ -177,44 +178,63 @@ def check_causal(model: LanguageModel) -> None:
         )
 
 
-def _read_ahead(model: LanguageModel, pieces: list[Piece], seeds: list[int], cast: Cast) -> list[BackboneState | None]:
+def _filled_up(pieces: list[Piece], count: int, objective: Objective) -> list[Piece]:
+    """So many pieces, the last ones without weight: another process has more of them, and all make as many passes."""
+    first = pieces[0].objective if pieces else objective
+    silent = Objective(first.batch, first.targets, torch.zeros_like(first.weights))
+    return pieces + [Piece(silent, continues=False, goes_on=False)] * (count - len(pieces))
+
+
+def _read_ahead(passes: Passes, pieces: list[Piece], seeds: list[int]) -> list[BackboneState | None]:
     """The state that each piece goes on from, where one does."""
-    states: list[BackboneState | None] = [None] if pieces else []
+    states = [passes.empty] if pieces else []
     began = 0  # the first state of the sequence under way
     for piece, seed in zip(pieces[:-1], seeds, strict=False):
-        if not piece.goes_on:
+        if not piece.goes_on and passes.empty is None:
             states.append(None)
             continue
-        seed_draws(seed, model.device)
-        batch = piece.objective.batch.to(model.device)
-        with torch.no_grad(), cast():
-            after = model.backbone(batch, _before(states[-1], batch), return_state=True)[1]
-        state = _last(after, batch)
-        if not piece.continues or len(batch) > 1:
+        seed_draws(seed, passes.model.device)
+        with torch.no_grad():
+            state = passes.forward(partial(_state_behind, piece=piece, before=states[-1]))
+        if not piece.continues or len(piece.objective.batch) > 1:
             began = len(states)
-        if state.grows:  # the keys of all tokens stand in one memory, not anew for each border
+        if state.grows and piece.goes_on:  # the keys of all tokens stand in one memory, not anew for each border
             states[began:] = [None if old is None else old.within(state) for old in states[began:]]
         states.append(state)
     return states
 
 
+def _reading(passes: Passes, piece: Piece, before: BackboneState | None) -> partial[Loss]:
+    """The forward pass of a piece, which gives its loss, and the state behind it if that is asked for."""
+    return partial(_piece, piece=piece, before=before, return_state=piece.goes_on or passes.empty is not None)
+
+
 def _piece(
-    model: LanguageModel, piece: Piece, before: BackboneState | None
+    model: Trainable, piece: Piece, before: BackboneState | None, *, return_state: bool
 ) -> tuple[Float[Tensor, ""], BackboneState | None]:
     """The loss of a piece, and the state of the sequence that goes on behind it."""
     batch = piece.objective.batch
-    loss, after = piece_loss(model, piece.objective, _before(before, batch), return_state=piece.goes_on)
-    return loss, _last(after, batch) if piece.goes_on else None
+    loss, after = piece_loss(model, piece.objective, _before(before, batch), return_state=return_state)
+    return loss, None if after is None else _behind(after, piece)
+
+
+def _state_behind(model: Trainable, piece: Piece, before: BackboneState | None) -> BackboneState:
+    """The state of the sequence that goes on behind a piece."""
+    batch = piece.objective.batch.to(model.device)
+    after = language_model(model).backbone(batch, _before(before, batch), return_state=True)[1]
+    assert after is not None
+    return _behind(after, piece)
 
 
 def _before(state: BackboneState | None, batch: PackedBatch) -> BackboneState | None:
-    """The state of all sequences of a piece, of which the first goes on from ``state``."""
-    return None if state is None else state.spread(torch.tensor([0]), len(batch))
+    """The state of all sequences of a piece, of which the first goes on from ``state`` if that is of one."""
+    return None if state is None else state.spread(torch.arange(len(state)), len(batch))
 
 
-def _last(state: BackboneState | None, batch: PackedBatch) -> BackboneState:
-    assert state is not None
-    return state.select(torch.tensor([len(batch) - 1]))
+def _behind(state: BackboneState, piece: Piece) -> BackboneState:
+    """Of the sequences of a piece that which goes on."""
+    count = len(piece.objective.batch)
+    return state.select(torch.arange(count - 1 if piece.goes_on else count, count))
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -401,9 +401,9 @@ def _report(engine: Engine, out: Path, metrics: dict[str, Any], bar: tqdm[Any]) 
 
 def _save(engine: Engine, out: Path, standing: Standing, identity: dict[str, Any]) -> None:
     """Write a checkpoint: all processes give their parts, the first one writes."""
-    weights, moments = engine.tensors(), engine.optimizer_tensors()
+    weights, moments, carried = engine.tensors(), engine.optimizer_tensors(), Carried(engine.states())
     if engine.rank == 0:
-        write_checkpoint(out, weights, moments, standing, identity, carried=engine.carried)
+        write_checkpoint(out, weights, moments, standing, identity, carried=carried)
 
 
 @contextmanager

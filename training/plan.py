@@ -22,12 +22,15 @@ AHEAD = 4096  # tokens of steps that are made ready together: the second one cos
 
 
 class Step(NamedTuple):
-    """One step of the plan: its epoch, its place there, the steps of that epoch, the sequences of its batches."""
+    """One step of the plan: its epoch, its place there, the steps of that epoch, the sequences of its batches.
+
+    In the place of lanes that have nothing left to read stands None, so that a batch keeps its number.
+    """
 
     epoch: int
     position: int
     of: int
-    batches: Sequence[Order | Spans]
+    batches: Sequence[Order | Spans | None]
 
 
 def plan(pieces: Pieces, config: TrainingConfig, standing: Standing) -> Iterator[Step]:
@@ -67,10 +70,12 @@ def ready_steps(pieces: Pieces, config: TrainingConfig, standing: Standing, engi
     model = engine.model
     for number, step in enumerate(plan(pieces, config, standing), standing.step):
         objectives = []
-        for n, chosen, counted in engine.share(step.batches):
+        shared: list[tuple[int, Order | Spans, bool]] = engine.share(step.batches)
+        for n, chosen, counted in shared:
             batch = read_batch(pieces, chosen, vocabulary_size=model.vocabulary_size)
             objectives.append((n, make_objective(batch, model, config, MASKS, number, n), counted))
-        waiting.append(Ready(step, sum(count_tokens(pieces, chosen) for chosen in step.batches), objectives))
+        tokens = sum(count_tokens(pieces, chosen) for chosen in step.batches if chosen is not None)
+        waiting.append(Ready(step, tokens, objectives))
         # The run may end with the epoch, and planning another one takes time.
         if sum(ready.tokens for ready in waiting) >= AHEAD or step.position + 1 == step.of:
             yield from waiting

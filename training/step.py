@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -11,42 +10,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..models import Trainable
 from ..sequences import PackedBatch, spans_in
 from .batches import seed_of
 from .carried import Carried, backward_carried
 from .config import TrainingConfig
 from .detector import detection
-from .long import backward_in_pieces, seed_draws
+from .long import backward_in_pieces, loss_in_pieces, seed_draws
 from .objectives import Objective, answer, causal, entity_masked, fill_in, glm, masked, replaced, span_masked, swapped
 from .optimizer import clip_gradients
+from .passes import Passes
 from .taught import AnyObjective, TaughtBatch, TaughtObjective, language_model
 
 MASKS, DROPOUT, VALIDATION = 1, 2, 3  # streams of random numbers
 WITH_SHARE = {"masked": masked, "span-masked": span_masked, "swapped": swapped, "glm": glm}
-
-
-def chosen_precision(precision: str, device: torch.device) -> str:
-    """Tell what ``precision`` comes to on ``device``.
-
-    Raises:
-        ConfigError: bf16 is asked for on a GPU that does not have it.
-    """
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "auto":
-        return "bf16" if has_bf16 else "fp32"
-    if precision == "bf16" and device.type == "cuda" and not has_bf16:
-        raise ConfigError("This GPU has no bfloat16; use precision fp32 or auto.")
-    return precision
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Context in which matrix products run in ``precision``; weights and states stay float32."""
-    if precision == "fp32":
-        return nullcontext()
-    cast: AbstractContextManager[None] = torch.autocast(device.type, torch.bfloat16)
-    return cast
 
 
 def make_objective(batch: PackedBatch, model: Trainable, config: TrainingConfig, *seed: int) -> AnyObjective:
@@ -91,53 +68,68 @@ def loss_sum(model: Trainable, objective: AnyObjective) -> Float[Tensor, ""]:
     return (losses * objective.weights[counted].to(device)).sum()
 
 
+def read_loss(passes: Passes, objective: AnyObjective, config: TrainingConfig) -> Float[Tensor, ""]:
+    """``loss_sum``, of plain sequences in pieces where training reads them so."""
+    if config.long != "cut" and config.max_length is not None and isinstance(objective, Objective):
+        return loss_in_pieces(passes, objective, tokens=config.max_length)
+    return passes.forward(partial(loss_sum, objective=objective))
+
+
 def backward(
-    model: Trainable,
-    objective: AnyObjective,
+    passes: Passes,
+    objectives: Sequence[tuple[int, AnyObjective, bool]],
     config: TrainingConfig,
-    carried: Carried | None,
+    carried: Carried,
     *,
-    total: float,
-    precision: str,
+    step: int,
+    scale: float,
+    place: int = 0,
 ) -> Float[Tensor, ""]:
-    """Add the gradient of the loss, divided by ``total``, to that of the parameters; return it without a graph."""
-    cast = partial(autocast, precision, model.device)
-    if config.long == "carry":
-        assert carried is not None and isinstance(objective, Objective)
-        return backward_carried(language_model(model), objective, carried, total=total, cast=cast)
-    if config.long == "whole":
-        assert config.max_length is not None and isinstance(objective, Objective)
-        return backward_in_pieces(language_model(model), objective, tokens=config.max_length, total=total, cast=cast)
-    with cast():
-        loss = loss_sum(model, objective) / total
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.detach()
+    """Add the gradient of a step to that of the parameters; return its loss, times ``scale``, without a graph.
+
+    Args:
+        passes: of what is trained.
+        objectives: this process's batches: number, what each teaches, whether it counts. One that does not is read and
+            weighs nothing.
+        config: the settings.
+        carried: with ``long="carry"`` the batches go on from these states, and leave theirs there.
+        step: number of the step.
+        scale: what the loss is multiplied by.
+        place: of this process among those that share a batch, whose tokens do not share their draws.
+    """
+    loss = torch.zeros((), device=passes.model.device)
+    for left, (number, objective, counted) in zip(reversed(range(len(objectives))), objectives, strict=True):
+        seed = seed_of(config.seed, DROPOUT, step, number, *([place] if place else []))
+        seed_draws(seed, passes.model.device)
+        part, last = scale * counted, left == 0
+        if config.long == "cut" or config.max_length is None or not isinstance(objective, Objective):
+            taught = passes.forward(partial(loss_sum, objective=objective)) * part
+            passes.backward(taught, last=last)
+            loss += taught.detach()
+        elif config.long == "whole":
+            loss += backward_in_pieces(passes, objective, tokens=config.max_length, scale=part, last=last)
+        else:
+            loss += backward_carried(passes, objective, carried, number=number, counted=counted, scale=part, last=last)
+    carried.end_step()
+    return loss
 
 
 def gradient_step(
-    model: Trainable,
+    passes: Passes,
     optimizer: torch.optim.Optimizer,
-    objectives: Sequence[AnyObjective],
+    objectives: Sequence[tuple[int, AnyObjective, bool]],
     config: TrainingConfig,
+    carried: Carried,
     *,
     step: int,
-    precision: str,
-    carried: Carried | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Take step number ``step`` on ``objectives``; return the mean loss per counted token and the gradient norm.
+    """Take step number ``step``, see ``backward``; return the mean loss per counted token and the gradient norm.
 
-    With ``long="carry"`` their batches go on from the states in ``carried``, and leave theirs there.
-
-    The loss is divided by the weight of all of them together, so that several small ones equal one big one.
+    The loss is divided by the weight of all batches together, so that several small ones equal one big one.
     """
-    total = max(sum(objective.weight for objective in objectives), 1.0)
+    total = max(sum(objective.weight for _, objective, counted in objectives if counted), 1.0)
     optimizer.zero_grad(set_to_none=True)
-    loss = torch.zeros((), device=model.device)
-    for n, objective in enumerate(objectives):
-        seed_draws(seed_of(config.seed, DROPOUT, step, n), model.device)
-        loss += backward(model, objective, config, carried, total=total, precision=precision)
-    if carried is not None:
-        carried.end_step()
+    loss = backward(passes, objectives, config, carried, step=step, scale=1 / total)
     norm = clip_gradients(optimizer, config.clip)
     optimizer.step()
     return loss, norm

@@ -8,7 +8,7 @@ from ..sequences import pack
 from .config import TrainingConfig
 from .data import Pieces
 from .engines import Engine
-from .step import VALIDATION, make_objective
+from .step import VALIDATION, make_objective, read_loss
 
 
 @torch.no_grad()  # and not inference mode, in which DeepSpeed would gather weights that no gradient can pass any more
@@ -20,7 +20,7 @@ def validation_loss(engine: Engine, pieces: Pieces, config: TrainingConfig) -> f
     for n, indices, counted in engine.share(pack(pieces.lengths, config.batch_tokens)):
         batch = pieces.batch(indices, vocabulary_size=model.vocabulary_size)
         objective = engine.own(make_objective(batch, model, config, VALIDATION, n))
-        loss = float(engine.loss_sum(objective))
+        loss = float(read_loss(engine, objective, config))
         if counted:
             total += loss
             weight += objective.weight

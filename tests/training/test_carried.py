@@ -12,11 +12,13 @@ from processive.errors import ConfigError, InputError
 from processive.models import LanguageModel
 from processive.sequences import TokenStore
 from processive.training import Mixture, TrainingConfig, lanes, read_metrics, train
+from processive.training.batches import even_share
 from processive.training.carried import Carried, backward_carried
 from processive.training.data import Pieces
 from processive.training.lanes import GOES_ON, Lanes, deal
 from processive.training.long import piece_loss
 from processive.training.objectives import causal
+from processive.training.passes import Direct
 from safetensors.torch import load_file, save_file
 
 SIZE = 12
@@ -76,8 +78,10 @@ def test_each_token_is_read_once_and_in_order(count, tokens, batches, greedy, st
     steps = Lanes(lengths, rng.permutation(len(texts)), tokens=tokens, lanes=count, batches=batches)
     reached = np.zeros(len(texts), int)
     open_before = []
-    for step in steps:
-        assert 0 < len(step) <= batches
+    for groups in steps:
+        assert len(groups) == batches
+        step = [spans for spans in groups if spans is not None]
+        assert step
         continued, open_after = [], []
         for spans in step:
             assert spans.lengths.sum() <= tokens * count
@@ -90,7 +94,8 @@ def test_each_token_is_read_once_and_in_order(count, tokens, batches, greedy, st
         assert continued == open_before  # so that the rows of the state need no names
         open_before = open_after
     assert not open_before and reached.tolist() == np.maximum(lengths - 1, 0).tolist()
-    assert [len(part.sequences) for part in steps[-1]] == [len(part.sequences) for part in steps[len(steps) - 1]]
+    first, other = ([part and len(part.sequences) for part in steps[at]] for at in (-1, len(steps) - 1))
+    assert first == other
     with pytest.raises(IndexError):
         steps[len(steps)]
 
@@ -124,11 +129,11 @@ def test_carried_losses_are_those_of_whole_sequences(blocks, tokenizer, texts):
     carried, total = Carried(), 0.0
     for number, step in enumerate(steps):
         model.zero_grad()
-        for spans in step:
+        for n, spans, counted in even_share(step, rank=0, world_size=1):
             batch = spans.batch(pieces, vocabulary_size=SIZE)
             objective = causal(batch, model.vocabulary, torch.Generator())
             assert objective.weights.sum() == spans.lengths.sum()  # no target is lost at a cut
-            total += float(backward_carried(model, objective, carried))
+            total += float(backward_carried(Direct(model), objective, carried, number=n, counted=counted))
         carried.end_step()
         if number == 3:
             found = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
@@ -150,7 +155,7 @@ def test_carried_losses_are_those_of_whole_sequences(blocks, tokenizer, texts):
             wanted = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             for one, other in zip(found, wanted, strict=True):
                 assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)
-    assert carried.state is None
+    assert not carried.states
     whole = causal(pieces.batch(range(len(pieces)), vocabulary_size=SIZE), model.vocabulary, torch.Generator())
     assert total == pytest.approx(float(piece_loss(model, whole)[0].detach()), rel=1e-10)
 

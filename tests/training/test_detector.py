@@ -14,7 +14,9 @@ from processive.inference import predict
 from processive.models import TaskConfig, add_task, load
 from processive.sequences import PackedBatch
 from processive.training import TrainingConfig, add_detector, read_metrics, read_recipe, step, train
+from processive.training.carried import Carried
 from processive.training.optimizer import make_optimizer
+from processive.training.passes import Direct
 
 PROTEINS = Path(__file__).parents[2] / "examples" / "proteins.fasta"
 
@@ -31,7 +33,8 @@ def test_the_loss_by_hand(make_model, tokenizer):
     assert found.weight == 10  # each letter is asked about
     answers = model.task(model.backbone(found.batch)[0], found.batch, model.vocabulary)[:, 0]
     by_hand = torch.where(changed, -F.logsigmoid(answers), -F.logsigmoid(-answers))[ordinary].mean()
-    loss, _ = step.gradient_step(model, make_optimizer(model, config), [found], config, step=0, precision="fp32")
+    given = Direct(model), make_optimizer(model, config), [(0, found, True)], config, Carried()
+    loss, _ = step.gradient_step(*given, step=0)
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 

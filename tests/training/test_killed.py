@@ -22,12 +22,15 @@ def test_killed_and_resumed_equals_uninterrupted(long, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("PROCESSIVE_ALL_TESTS" not in os.environ, reason="takes two minutes: set PROCESSIVE_ALL_TESTS=1")
+@pytest.mark.parametrize("long", ["cut", "carry"])
+@pytest.mark.skipif(
+    "PROCESSIVE_ALL_TESTS" not in os.environ, reason="takes two minutes each: set PROCESSIVE_ALL_TESTS=1"
+)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are made by fork")
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-def test_killed_and_resumed_under_deepspeed(tmp_path):
+def test_killed_and_resumed_under_deepspeed(long, tmp_path):
     script = Path(__file__).with_name("killed.py")
-    command = [sys.executable, script, tmp_path, "1", "cut", "deepspeed", "3"]  # 20 moments: 11 in place of 1
+    command = [sys.executable, script, tmp_path, "1", long, "deepspeed", "3"]  # 20 moments: 11 in place of 1
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "save_file" in done.stdout and "rename" in done.stdout

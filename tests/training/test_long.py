@@ -10,6 +10,7 @@ from processive.models import HeadConfig, LanguageModel
 from processive.sequences import PackedBatch
 from processive.training.long import backward_in_pieces, loss_in_pieces, piece_loss, pieces_of
 from processive.training.objectives import Objective
+from processive.training.passes import Direct
 from processive.training.step import loss_sum
 
 SIZE = 12  # of the letters' vocabulary
@@ -80,10 +81,44 @@ def test_gradients_are_those_of_the_whole(name, tokens, tokenizer, rng):
         wanted_loss = piece_loss(model, objective)[0] * 0.25
         wanted_loss.backward()
         wanted = gradients(model)
-        loss = backward_in_pieces(model, objective, tokens=tokens, total=4.0)
+        loss = backward_in_pieces(Direct(model), objective, tokens=tokens, scale=0.25)
         assert not loss.requires_grad and torch.allclose(loss, wanted_loss.detach(), rtol=1e-10)
         assert_equal_gradients(gradients(model), wanted)
-        assert torch.allclose(loss_in_pieces(model, objective, tokens=tokens) * 0.25, wanted_loss, rtol=1e-10)
+        assert torch.allclose(loss_in_pieces(Direct(model), objective, tokens=tokens) * 0.25, wanted_loss, rtol=1e-10)
+
+
+class InStep(Direct):
+    """Passes as those of one of several processes, of which another has two pieces more."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        one = PackedBatch.from_lengths(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
+        with torch.no_grad():
+            self.empty = model.backbone(one, return_state=True)[1].select(torch.arange(0))
+        self.lasts = []
+
+    def backward(self, loss, *, last=True):
+        self.lasts.append(last)
+        super().backward(loss, last=last)
+
+    def most(self, passes):
+        return passes + 2
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pieces_in_step_with_those_of_other_processes(name, tokenizer, rng):
+    model = make(tokenizer, NETWORKS[name])
+    objective = random_objective(rng, [1, 9, 0, 5, 12])  # 15 tokens: one piece ends with its sequence
+    wanted_loss = piece_loss(model, objective)[0]
+    wanted_loss.backward()
+    wanted = gradients(model)
+    passes = InStep(model)
+    assert torch.allclose(backward_in_pieces(passes, objective, tokens=5), wanted_loss, rtol=1e-10)
+    assert passes.lasts == [False] * 7 + [True]
+    assert_equal_gradients(gradients(model), wanted)
+    assert torch.allclose(loss_in_pieces(passes, objective, tokens=5), wanted_loss, rtol=1e-10)
+    assert backward_in_pieces(passes, random_objective(rng, []), tokens=4, last=False) == 0
+    assert passes.lasts[8:] == [False] * 2
 
 
 def test_tied_head_conditions_and_checkpointed_blocks(tokenizer, rng):
@@ -95,7 +130,7 @@ def test_tied_head_conditions_and_checkpointed_blocks(tokenizer, rng):
     objective = Objective(batch, objective.targets, objective.weights)
     piece_loss(model, objective)[0].backward()
     wanted = gradients(model)
-    backward_in_pieces(model, objective, tokens=5)
+    backward_in_pieces(Direct(model), objective, tokens=5)
     assert_equal_gradients(gradients(model), wanted)
 
 
@@ -107,17 +142,17 @@ def test_frozen_backbone_and_weights_of_zero(tokenizer, rng):
     late = Objective(objective.batch, objective.targets, weights)
     piece_loss(model, late)[0].backward()
     wanted = gradients(model)
-    backward_in_pieces(model, late, tokens=4)
+    backward_in_pieces(Direct(model), late, tokens=4)
     assert_equal_gradients(gradients(model), wanted)
     silent = Objective(objective.batch, objective.targets, torch.zeros(12))
-    assert backward_in_pieces(model, silent, tokens=4) == 0
+    assert backward_in_pieces(Direct(model), silent, tokens=4) == 0
     assert all(g is None or not g.any() for g in gradients(model).values())
     model.backbone.requires_grad_(False)
     piece_loss(model, objective)[0].backward()
     wanted = gradients(model)
-    backward_in_pieces(model, objective, tokens=4)
+    backward_in_pieces(Direct(model), objective, tokens=4)
     assert_equal_gradients(gradients(model), wanted)
-    assert backward_in_pieces(model, random_objective(rng, []), tokens=4) == 0
+    assert backward_in_pieces(Direct(model), random_objective(rng, []), tokens=4) == 0
 
 
 @pytest.mark.parametrize("name", ["mlstm and slstm", "7b", "transformer"])
@@ -135,10 +170,10 @@ def test_dropout_draws_the_same_in_both_passes(name, tokenizer, rng):
     total.backward()
     wanted = gradients(model)
     torch.manual_seed(5)
-    assert torch.allclose(backward_in_pieces(model, objective, tokens=5), total, rtol=1e-10)
+    assert torch.allclose(backward_in_pieces(Direct(model), objective, tokens=5), total, rtol=1e-10)
     assert_equal_gradients(gradients(model), wanted)
     torch.manual_seed(6)
-    backward_in_pieces(model, objective, tokens=5)
+    backward_in_pieces(Direct(model), objective, tokens=5)
     other = gradients(model)
     assert not torch.allclose(other["head.weight"], wanted["head.weight"], rtol=1e-3)
 
@@ -171,7 +206,7 @@ def test_memory_is_that_of_one_piece(name, tokenizer, rng):
 
     short, long = random_objective(rng, [128]), random_objective(rng, [1024])
     plain = [most_held(lambda o=o: piece_loss(model, o)[0].backward()) for o in (short, long)]
-    cut = most_held(lambda: backward_in_pieces(model, long, tokens=128))
+    cut = most_held(lambda: backward_in_pieces(Direct(model), long, tokens=128))
     assert plain[1] > 4 * plain[0]  # the count is one of activations
     assert cut < 1.5 * plain[0], (cut, plain)
 
@@ -181,8 +216,7 @@ def test_caches_of_a_transformer_stand_in_one_memory(tokenizer, rng, monkeypatch
 
     model = make(tokenizer, NETWORKS["transformer"])
     pieces = pieces_of(random_objective(rng, [3, 20, 2]), 5)
-    with torch.no_grad():
-        states = long._read_ahead(model, pieces, [0] * len(pieces), torch.no_grad)
+    states = long._read_ahead(Direct(model), pieces, [0] * len(pieces))
     assert [None if state is None else int(state.lengths[0]) for state in states] == [None, 2, 7, 12, 17]
     storages = {state.blocks[0].keys.untyped_storage().data_ptr() for state in states[1:]}
     assert len(storages) == 1
@@ -198,7 +232,7 @@ def test_bidirectional_backbones_are_refused(make_model, rng):
     model = make_model("masked")
     for read in (backward_in_pieces, loss_in_pieces):
         with pytest.raises(ConfigError, match=r'causal backbones.*long="cut"'):
-            read(model, random_objective(rng, [9]), tokens=4)
+            read(Direct(model), random_objective(rng, [9]), tokens=4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -18,6 +18,7 @@ from processive.training.carried import Carried
 from processive.training.data import Pieces
 from processive.training.engines import plain
 from processive.training.optimizer import make_optimizer
+from processive.training.passes import Direct, chosen_precision
 from processive.training.plan import plan
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -81,7 +82,9 @@ def test_accumulation_equals_the_big_batch(kind, make_model, sequences):
         model = make_model(kind, dropout=0.0)
         config = TrainingConfig(objective=kind, steps=1, clip=0.0)
         parts = [taught(PackedBatch.from_sequences([sequences[i] for i in group]), model) for group in groups]
-        loss, norm = step.gradient_step(model, make_optimizer(model, config), parts, config, step=0, precision="fp32")
+        numbered = [(n, part, True) for n, part in enumerate(parts)]
+        given = Direct(model), make_optimizer(model, config), numbered, config, Carried()
+        loss, norm = step.gradient_step(*given, step=0)
         results.append((loss, norm, [p.grad for p in model.parameters()]))
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
@@ -168,7 +171,7 @@ def test_bf16_runs_and_says_so(make_model, sequences, tmp_path):
     metrics = train(model, sequences, config, out=tmp_path, progress=False)
     assert metrics["precision"] == "bf16" and np.isfinite(metrics["loss"])
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert step.chosen_precision("auto", torch.device("cpu")) == "fp32"
+    assert chosen_precision("auto", torch.device("cpu")) == "fp32"
 
 
 def test_a_run_is_not_started_over(make_model, sequences, tmp_path):

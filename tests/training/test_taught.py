@@ -16,8 +16,10 @@ from processive.models import AdapterConfig, add_adapter, add_task, load, load_a
 from processive.sequences import PackedBatch
 from processive.sequences import tokenizer as tokenizers
 from processive.training import Labelled, Mixture, Preferences, TrainingConfig, add_detector, step, train
+from processive.training.carried import Carried
 from processive.training.data import Pieces
 from processive.training.optimizer import make_optimizer
+from processive.training.passes import Direct
 from safetensors.torch import load_file
 
 NAN = math.nan
@@ -41,8 +43,14 @@ def one_step(model, data, **settings):
         step.make_objective(pieces.batch(group, vocabulary_size=len(model.vocabulary)), model, config, step.MASKS, 0, n)
         for n, group in enumerate(np.array_split(range(len(data)), 2))
     ]
-    loss, _ = step.gradient_step(model, make_optimizer(model, config), objectives, config, step=0, precision="fp32")
+    loss = taken(model, objectives, config)
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def taken(model, objectives, config):
+    """The loss of one step, after which the model has its gradients."""
+    numbered = [(n, objective, True) for n, objective in enumerate(objectives)]
+    return step.gradient_step(Direct(model), make_optimizer(model, config), numbered, config, Carried(), step=0)[0]
 
 
 def answers_alone(model, sequences):
@@ -183,7 +191,7 @@ def test_preferences_of_a_masked_model_by_hand(marginal, make_model, tokenizer):
     config = TrainingConfig(steps=1, clip=0.0)
     batch = pieces.batch(range(5), vocabulary_size=len(model.vocabulary))
     taught = [step.make_objective(batch, model, config, step.MASKS, 0, 0)]
-    loss, _ = step.gradient_step(model, make_optimizer(model, config), taught, config, step=0, precision="fp32")
+    loss = taken(model, taught, config)
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model = make_model("masked", dropout=0.0)
     moved = [ratio(word) - before for word, before in zip(variants, data.reference, strict=True)]

@@ -38,10 +38,10 @@ def prepare(settings: EngineConfig, config: TrainingConfig, device: torch.device
 
 def check_share(settings: EngineConfig, config: TrainingConfig, world_size: int) -> None:
     """Raise ``ConfigError`` if so many processes cannot train together."""
-    if settings.name != "plain" and config.long != "cut":
+    if settings.sequence_processes > 1 and config.long != "cut":
         raise ConfigError(
-            f'long="{config.long}" is the plain engine\'s; under DeepSpeed long sequences are read whole, with '
-            "gradient_checkpointing and engine.sequence_processes, or cut."
+            f'long="{config.long}" has a state between the pieces of a sequence, and processes that share a batch '
+            f"(engine.sequence_processes = {settings.sequence_processes}) have none. Use one or the other."
         )
     if settings.name == "plain" and world_size > 1:
         raise ConfigError(
@@ -86,4 +86,4 @@ def make_engine(
         return PlainEngine(model, config, carried)
     from .deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(model, config, settings, example=example())
+    return DeepSpeedEngine(model, config, settings, example=example(), carried=carried)

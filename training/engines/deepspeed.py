@@ -13,26 +13,32 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...backbones import BackboneState
 from ...errors import ConfigError, InputError, needs
 from ...models import Trainable
-from ..batches import Batch, even_share, seed_of
+from ..batches import Batch, even_share
 from ..carried import Carried
 from ..checkpoint import model_tensors
 from ..config import TrainingConfig
+from ..objectives import Objective
 from ..optimizer import MOMENTS, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
+from ..passes import autocast, chosen_precision
 from ..sequence_parallel import share_objective
-from ..step import DROPOUT, autocast, chosen_precision, loss_sum
+from ..step import backward, loss_sum
 from ..taught import AnyObjective
 from .engine import EngineConfig
+
+T = TypeVar("T")
 
 BUCKET = 50_000_000  # numbers sent together, at most; DeepSpeed reserves room for them
 
@@ -62,17 +68,17 @@ def deepspeed_settings(
     }
 
 
-class _Losses(nn.Module):
-    """The loss as a module, since DeepSpeed gathers weights where modules are called."""
+class _Reading(nn.Module):
+    """Whatever is read of a model as a module, since DeepSpeed gathers weights where modules are called."""
 
     def __init__(self, model: Trainable, precision: str) -> None:
         super().__init__()
         self.model, self.precision = model, precision
 
-    def forward(self, objective: AnyObjective) -> Float[Tensor, ""]:
-        """As ``Engine.loss_sum``."""
+    def forward(self, read: Callable[[Trainable], T]) -> tuple[T]:
+        """As ``Passes.forward``, in a tuple, since DeepSpeed warns of other types that it does not know."""
         with autocast(self.precision, self.model.device):
-            return loss_sum(self.model, objective)
+            return (read(self.model),)
 
 
 class DeepSpeedEngine:
@@ -85,6 +91,7 @@ class DeepSpeedEngine:
         settings: EngineConfig,
         *,
         example: AnyObjective,
+        carried: Carried,
     ) -> None:
         """Share the model out; ``example`` shows which of its parameters take part at all.
 
@@ -94,7 +101,8 @@ class DeepSpeedEngine:
         deepspeed = import_deepspeed(model.device)
         precision = chosen_precision(config.precision, model.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.model, self.carried, self.precision = model, Carried(), precision
+        self.model, self.precision = model, precision
+        self.carried = carried.share(self.rank, self.world_size)
         self._config, self._settings, self._example = config, settings, example
         self._deepspeed = deepspeed
         # Sums of a few numbers do not wait for a GPU.
@@ -102,9 +110,10 @@ class DeepSpeedEngine:
         self._sharing = _sequence_group(settings.sequence_processes)
         self._shapes = {name: tensor.shape for name, tensor in model_tensors(model).items()}
         trained = _take_over(model)
-        wrapped = _Losses(trained, precision)
+        wrapped = _Reading(trained, precision)
         with torch.enable_grad():
-            reached = _reached(wrapped(example))
+            reached = _reached(wrapped(partial(loss_sum, objective=example))[0])
+        self.empty = None if config.long == "cut" else _empty_state(wrapped, example)
         for parameter in trained.parameters():  # torch's AdamW leaves alone what has no gradient; ZeRO would decay it
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in reached)
         self._parameters = dict(trained.named_parameters())
@@ -123,7 +132,7 @@ class DeepSpeedEngine:
         for parameter in model.parameters():  # only now, for what was refused above leaves the model as it was
             parameter.data = parameter.data.new_empty(0)
 
-    def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:
+    def share(self, batches: Sequence[Batch | None]) -> list[tuple[int, Batch, bool]]:
         """As many batches as every other process has; processes that share one have it each."""
         together = self._settings.sequence_processes
         return even_share(batches, rank=self.rank // together, world_size=self.world_size // together)
@@ -132,31 +141,37 @@ class DeepSpeedEngine:
         """As ``Engine.own``."""
         return objective if self._sharing is None else share_objective(objective, self._sharing)
 
-    def loss_sum(self, objective: AnyObjective) -> Float[Tensor, ""]:
-        """As ``Engine.loss_sum``."""
-        loss: Tensor = self._engine(objective)
-        return loss
+    def forward(self, read: Callable[[Trainable], T]) -> T:
+        """As ``Passes.forward``."""
+        found: tuple[T] = self._engine(read)
+        return found[0]
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """As ``Passes.backward``."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def most(self, passes: int) -> int:
+        """As ``Passes.most``, and at least one, which DeepSpeed needs to take a step."""
+        most = torch.tensor(max(passes, 1))
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=self._counts)
+        return int(most)
 
     def gradient_step(
         self, objectives: Sequence[tuple[int, AnyObjective, bool]], *, step: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """As ``Engine.gradient_step``; a batch that does not count is read and weighs nothing."""
-        shares = [(n, self.own(objective), float(counted)) for n, objective, counted in objectives]
-        total = max(self.sum([sum(count * objective.weight for _, objective, count in shares)])[0], 1.0)
-        loss = torch.zeros((), device=self.model.device)
-        for n, objective, count in shares:
-            place = self.rank % self._settings.sequence_processes  # tokens of one batch do not share their draws
-            torch.manual_seed(seed_of(self._config.seed, DROPOUT, step, n, *([place] if place else [])))
-            self._engine.set_gradient_accumulation_boundary(objective is shares[-1][1])
-            part = self.loss_sum(objective) * (count / total)
-            # DeepSpeed takes the mean over the processes, and the loss is a sum over them.
-            self._engine.backward(part * self.world_size, scale_wrt_gas=False)
-            loss += part.detach()
+        """As ``Engine.gradient_step``."""
+        shares = [(n, self.own(objective), counted) for n, objective, counted in objectives]
+        total = max(self.sum([sum(objective.weight for _, objective, counted in shares if counted)])[0], 1.0)
+        # DeepSpeed takes the mean over the processes, and the loss is a sum over them.
+        scale, place = self.world_size / total, self.rank % self._settings.sequence_processes
+        loss = backward(self, shares, self._config, self.carried, step=step, scale=scale, place=place)
         norm = None
         if self._settings.zero_stage == 0:  # the gradients are whole here, and DeepSpeed does not tell their norm
             norm = torch.nn.utils.clip_grad_norm_(self._trained.parameters(), float("inf"))
         self._engine.step()
         dist.all_reduce(loss)
+        loss = loss / self.world_size
         return loss, torch.as_tensor(self._engine.get_global_grad_norm() if norm is None else norm)
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -224,6 +239,15 @@ class DeepSpeedEngine:
         for state in self._optimizer.state.values():
             state["step"].fill_(steps[0])
 
+    def states(self) -> dict[int, BackboneState]:
+        """As ``Engine.states``."""
+        if self._config.long != "carry":
+            return {}
+        own = {number: state.map(Tensor.cpu) for number, state in self.carried.states.items()}
+        found: list[dict[int, BackboneState]] = [{} for _ in range(self.world_size)]
+        dist.gather_object(own, found if self.rank == 0 else None, group=self._counts)
+        return {number: state for states in found for number, state in states.items()}
+
     def close(self) -> None:
         """As ``Engine.close``, in every process."""
         for name, parameter in self.model.named_parameters():
@@ -243,8 +267,7 @@ class DeepSpeedEngine:
     def _make_moments(self) -> None:
         """Take a step that changes nothing, since DeepSpeed makes the moments in the first one."""
         self.set_learning_rate(0.0)
-        self._engine.set_gradient_accumulation_boundary(True)
-        self._engine.backward(self.loss_sum(self._example) * 0.0, scale_wrt_gas=False)
+        self.backward(self.forward(partial(loss_sum, objective=self._example)) * 0.0)
         self._engine.step()
 
     def _set_moment(self, name: str, moment: str, value: Tensor) -> None:
@@ -290,6 +313,15 @@ def _take_over(model: Trainable) -> Trainable:
     memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in model.parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, memo)
+
+
+@torch.no_grad()
+def _empty_state(wrapped: _Reading, example: AnyObjective) -> BackboneState:
+    """A state of no sequence, of a model that reads plain ones."""
+    assert isinstance(example, Objective)
+    batch = example.batch.to(wrapped.model.device)
+    state: BackboneState = wrapped(lambda model: model.networks[0](batch, return_state=True)[1])[0]
+    return state.select(torch.arange(0))
 
 
 def _reached(loss: Tensor) -> set[int]:

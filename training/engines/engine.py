@@ -9,10 +9,12 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...backbones import BackboneState
 from ...errors import ConfigError
 from ...models import Trainable
 from ..batches import Batch
 from ..carried import Carried
+from ..passes import Passes
 from ..taught import AnyObjective
 
 ENGINES = ("plain", "deepspeed")
@@ -51,15 +53,15 @@ class EngineConfig:
 
 
 @runtime_checkable
-class Engine(Protocol):
+class Engine(Passes, Protocol):
     """One process of a run. What returns tensors or sums is called by all processes together.
 
     Attributes:
         rank: the number of this process; 0 alone writes files.
         world_size: how many processes there are.
-        model: the model; with DeepSpeed it has its weights back after ``close``.
+        model: the model; with DeepSpeed it has its weights back after ``close``, and in ``forward`` there is a copy.
         module: what is trained, for its ``train`` and ``eval``.
-        carried: the states of the sequences that the next step goes on with.
+        carried: the states with which this process's batches of the next step go on.
         precision: "fp32", or "bf16": autocast. Weights, moments and what is sent are float32 either way.
     """
 
@@ -70,14 +72,11 @@ class Engine(Protocol):
     carried: Carried
     precision: str
 
-    def share(self, batches: Sequence[Batch]) -> list[tuple[int, Batch, bool]]:
-        """The batches that this process reads: number, sequences, and whether it counts; see ``data.even_share``."""
+    def share(self, batches: Sequence[Batch | None]) -> list[tuple[int, Batch, bool]]:
+        """The batches that this process reads: number, sequences, and whether it counts; see ``batches.even_share``."""
 
     def own(self, objective: AnyObjective) -> AnyObjective:
         """What is this process's of an objective: all, or where several share its batch the tokens of this one."""
-
-    def loss_sum(self, objective: AnyObjective) -> Float[Tensor, ""]:
-        """``step.loss_sum`` of what ``own`` returned, in the precision of the run."""
 
     def gradient_step(
         self, objectives: Sequence[tuple[int, AnyObjective, bool]], *, step: int
@@ -102,6 +101,9 @@ class Engine(Protocol):
         Raises:
             InputError: they belong to another model.
         """
+
+    def states(self) -> dict[int, BackboneState]:
+        """What all processes have carried, by the number of its batch; on rank 0, elsewhere nothing."""
 
     def close(self) -> None:
         """Give the model its weights back."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -16,15 +18,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 from conftest import LetterTokenizer
+from processive import cells
 from processive.backbones import TransformerConfig, XLSTMConfig
 from processive.errors import ConfigError
 from processive.models import AdapterConfig, HeadConfig, LanguageModel, add_adapter
+from processive.sequences import TextTokenizer
 from processive.training import Electra, EngineConfig, Sampled, TrainingConfig, add_detector, train
 
 RANK = int(os.environ.get("RANK", "0"))
 KINDS = ("xlstm", "transformer")
 STOPS = {"two": 6, "one": 13}  # the steps after which the run that changes its processes is stopped
 CHANGES = "changes"
+LONG = {
+    "whole": {"long": "whole", "max_length": 7, "batch_tokens": 25, "accumulation": 2, "steps": 2},
+    "carry": {"long": "carry", "max_length": 4, "batch_tokens": 8},
+}
 
 
 def words(count: int = 100) -> list[np.ndarray]:
@@ -99,6 +107,66 @@ def electra_run(folder: Path, name: str, engine: EngineConfig) -> None:
     train(both, Sampled(words()), config, out=folder / f"electra-{name}", engine=engine, progress=False)
 
 
+def detector_run(folder: Path, name: str, engine: EngineConfig) -> None:
+    detector = model("transformer")
+    add_detector(detector)
+    fit(detector, settings("transformer", objective="replaced", steps=2), folder / f"detector-{name}", engine)
+
+
+def pairs_run(folder: Path, name: str, engine: EngineConfig) -> None:
+    """Cells find their texts among those of their batch, and one network reads twice in a step."""
+    rng = np.random.default_rng(0)
+    genes = cells.GeneVocabulary(("<pad>", "<cls>", *"ABCDEFGH"), np.array([np.nan, np.nan, *[1.0] * 8]), ("",) * 10)
+    texts = TextTokenizer.from_pieces()
+    size = len(texts.vocabulary)
+    torch.manual_seed(0)
+    cell = TransformerConfig(10, 16, 1, heads=2, direction="bidirectional", dropout=0.1)
+    text = TransformerConfig(size, 16, 1, heads=2, direction="bidirectional", dropout=0.1, cross_width=16)
+    both = cells.LangCell(cells.RankTokenizer(genes), texts, cell, text, channels=8)
+    read = [np.array([1, *rng.permutation(8)[: rng.integers(2, 8)] + 2]) for _ in range(40)]
+    data = cells.CellTexts(read, [texts.encode("abcd"[i]) for i in rng.integers(0, 4, 40)])
+    train(both, data, settings("xlstm", steps=2), out=folder / f"pairs-{name}", engine=engine, progress=False)
+
+
+def long_texts() -> list[np.ndarray]:
+    """Epochs of eleven steps of carried lanes; in the last three those of the last batch alone go on."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(4, 12, length) for length in (30, 29, 0, 28, 27, 26, 2, 25, 24, 23, 1, 22)]
+
+
+def long_run(how: str, kind: str, out: Path, engine: EngineConfig, *, seed: int = 0, resume: bool = False) -> dict:
+    tokenizer = LetterTokenizer()
+    torch.manual_seed(seed)
+    given = {"width": 32, "depth": 2, "heads": 2, "dropout": 0.1}
+    if kind == "xlstm":
+        config = XLSTMConfig(12, blocks=("mlstm", "slstm"), **given)
+    else:
+        config = TransformerConfig(12, direction="causal", window=6 if how == "carry" else None, **given)
+    trained, data = LanguageModel(tokenizer, config, name="letters"), long_texts()
+    again = engine.name == "deepspeed" and engine.zero_stage == 3  # which changes no curve
+    chosen = settings(
+        "xlstm", **{"steps": 10 if kind == "transformer" else 20, **LONG[how]}, gradient_checkpointing=again
+    )
+    return train(trained, data, chosen, out=out, engine=engine, resume=resume, progress=False, validation=data[:3])
+
+
+@contextmanager
+def all_shared() -> Iterator[None]:
+    """Have weights shared out too that DeepSpeed would leave whole since they are small."""
+    from processive.training.engines import deepspeed
+
+    made = deepspeed.deepspeed_settings
+
+    def changed(*args, **kwargs):
+        given = made(*args, **kwargs)
+        given["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return given
+
+    deepspeed.deepspeed_settings = changed
+    yield
+    deepspeed.deepspeed_settings = made
+
+
 def two(folder: Path) -> None:
     for stage in range(4):
         engine = EngineConfig("deepspeed", zero_stage=stage)
@@ -106,8 +174,16 @@ def two(folder: Path) -> None:
             trained = model(kind)
             fit(trained, settings(kind), folder / f"{kind}-{stage}", engine)
             check_in_place(trained, folder / f"{kind}-{stage}")
-        frozen_runs(folder, str(stage), engine)
-        electra_run(folder, str(stage), engine)
+        with all_shared():
+            frozen_runs(folder, str(stage), engine)
+            electra_run(folder, str(stage), engine)
+            long_run("whole", "xlstm", folder / f"whole-xlstm-{stage}", engine)
+            if stage in (0, 3):
+                detector_run(folder, str(stage), engine)
+                pairs_run(folder, str(stage), engine)
+            if stage == 3:
+                long_run("whole", "transformer", folder / "whole-transformer-3", engine)
+                long_run("carry", "transformer", folder / "carry-transformer-3", engine)
     for stage in (0, 2, 3):
         shared = EngineConfig("deepspeed", zero_stage=stage, sequence_processes=2)
         for kind in KINDS:
@@ -120,7 +196,6 @@ def two(folder: Path) -> None:
     offloaded = EngineConfig("deepspeed", zero_stage=2, offload_optimizer=True)
     fit(model("xlstm"), settings("xlstm"), folder / "xlstm-offloaded", offloaded)
     deepest = EngineConfig("deepspeed", zero_stage=3)
-    fit(model("xlstm"), settings("xlstm", gradient_checkpointing=True), folder / "xlstm-again", deepest)
     fit(
         model("transformer", contacts=True),
         settings("transformer", steps=4),
@@ -142,6 +217,7 @@ def two(folder: Path) -> None:
     stopped_in(STOPS["two"], rank=1)
     metrics = fit(model("xlstm"), settings("xlstm"), folder / CHANGES, EngineConfig("deepspeed"))
     assert metrics["interrupted"] and metrics["step"] == STOPS["two"] + 1, metrics
+    assert long_run("carry", "xlstm", folder / f"carry-{CHANGES}", EngineConfig("deepspeed"))["interrupted"]
     for stage in (1, 3):
         engine = EngineConfig("deepspeed", zero_stage=stage)
         assert fit(model("xlstm"), settings("xlstm"), folder / f"resumed-{stage}", engine)["interrupted"]
@@ -156,11 +232,15 @@ def one(folder: Path) -> None:
     engine = EngineConfig("deepspeed", zero_stage=3)
     metrics = fit(model("xlstm", seed=1), settings("xlstm"), folder / CHANGES, engine, resume=True)
     assert metrics["interrupted"] and metrics["step"] == STOPS["one"] + 1, metrics
+    metrics = long_run("carry", "xlstm", folder / f"carry-{CHANGES}", engine, seed=1, resume=True)
+    assert metrics["interrupted"] and metrics["step"] == STOPS["one"] + 1, metrics
 
 
 def two_again(folder: Path) -> None:
     engine = EngineConfig("deepspeed", zero_stage=1)
     metrics = fit(model("xlstm", seed=2), settings("xlstm"), folder / CHANGES, engine, resume=True)
+    assert not metrics["interrupted"] and metrics["step"] == 20, metrics
+    metrics = long_run("carry", "xlstm", folder / f"carry-{CHANGES}", engine, seed=2, resume=True)
     assert not metrics["interrupted"] and metrics["step"] == 20, metrics
 
 

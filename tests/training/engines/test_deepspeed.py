@@ -19,9 +19,12 @@ import pytest
 import torch
 from processive.errors import ConfigError, InputError, MissingExtra
 from processive.training import EngineConfig, loop, read_metrics, read_record
+from processive.training.batches import even_share
 from processive.training.data import Pieces
+from processive.training.engines import check_share
 from processive.training.engines.deepspeed import _reached
 from processive.training.engines.processes import environments
+from processive.training.lanes import Lanes
 from processive.training.step import loss_sum
 from safetensors.torch import load_file
 
@@ -35,6 +38,7 @@ needs_deepspeed = pytest.mark.skipif(
 # An sLSTM's input gate has a bias that cancels in c / n: its gradient is rounding, of which AdamW makes whole steps.
 NOISE = "backbone.blocks.1.bias"
 SCRIPT = Path(__file__).with_name("cases.py")
+LONG_RUNS = [("whole", "xlstm"), ("whole", "transformer"), ("carry", "xlstm"), ("carry", "transformer")]
 
 
 def run(phase: str, folder: Path, *, processes: int) -> None:
@@ -89,6 +93,10 @@ def make_runs(folder: Path) -> None:
         cases.fit(cases.model(kind, dropout=0.0), config, folder / f"{kind}-shared-plain", plain)
     cases.frozen_runs(folder, "plain", plain)
     cases.electra_run(folder, "plain", plain)
+    cases.detector_run(folder, "plain", plain)
+    cases.pairs_run(folder, "plain", plain)
+    for how, kind in LONG_RUNS:
+        cases.long_run(how, kind, folder / f"{how}-{kind}-plain", plain)
     few = cases.settings("transformer", steps=4)
     cases.fit(cases.model("transformer", contacts=True), few, folder / "contacts-plain", plain)
     few = cases.settings("xlstm", steps=4, precision="bf16")
@@ -141,9 +149,8 @@ def test_curve_and_export_of_each_stage_equal_those_of_one_process(runs, kind, s
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("name", ["offloaded", "again"])
-def test_offload_and_gradient_checkpointing_change_no_curve(runs, name):
-    assert_same_curve(runs / f"xlstm-{name}", runs / "xlstm-plain")
+def test_offload_changes_no_curve(runs):
+    assert_same_curve(runs / "xlstm-offloaded", runs / "xlstm-plain")
 
 
 @needs_deepspeed
@@ -166,6 +173,48 @@ def test_a_model_of_two_networks(runs, stage):
     assert_same_curve(own, plain, atol=1e-4)  # the detector's loss counts fifty times
     for part in ("model.safetensors", "checkpoint/model.safetensors"):
         assert_same_tensors(own / part, plain / part, atol=2e-5)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", (0, 3))
+@pytest.mark.parametrize("what", ["detector", "pairs"])
+def test_what_is_taught_beside_tokens(runs, what, stage):
+    own, plain = runs / f"{what}-{stage}", runs / f"{what}-plain"
+    assert len(read_metrics(own)) == 2
+    assert_same_curve(own, plain)
+    for part in ("model.safetensors", "checkpoint/model.safetensors"):
+        assert_same_tensors(own / part, plain / part, atol=2e-5)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    ("run", "steps"),
+    [*((f"whole-xlstm-{stage}", 2) for stage in range(4)), ("whole-transformer-3", 2), ("carry-transformer-3", 10)],
+)
+def test_long_sequences(runs, run, steps):
+    """Of stage 3 with gradient checkpointing, too."""
+    own, plain = runs / run, runs / f"{run[:-2]}-plain"
+    assert len(read_metrics(own)) == steps
+    assert_same_curve(own, plain)
+    assert_same_tensors(own / "model.safetensors", plain / "model.safetensors", atol=2e-5)
+
+
+@needs_deepspeed
+def test_two_one_two_processes_carry_the_states_on(runs):
+    own, plain = runs / f"carry-{cases.CHANGES}", runs / "carry-xlstm-plain"
+    assert len(read_record(own)["resumed"]) == 2
+    assert_same_curve(own, plain)
+    assert_same_tensors(own / "model.safetensors", plain / "model.safetensors", atol=2e-5)
+
+
+def test_a_batch_stays_with_its_process_while_others_end():
+    """Of the lanes of the runs: its states are there."""
+    pieces = Pieces(cases.long_texts())
+    steps = Lanes(pieces.lengths, pieces.order(seed=0, epoch=0), tokens=4, lanes=2, batches=4)
+    shares = [[even_share(step, rank=rank, world_size=2) for rank in range(2)] for step in steps]
+    numbers = [[[(n, counted) for n, _, counted in share] for share in both] for both in shares]
+    assert numbers[:7] == [[[(0, True), (2, True)], [(1, True), (3, True)]]] * 7
+    assert numbers[7:] == [[[(0, True)], [(3, True)]], *[[[(3, False)], [(3, True)]]] * 3]
 
 
 @needs_deepspeed
@@ -227,6 +276,14 @@ def test_the_plain_engine_is_for_one_process(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="2 processes"):
         cases.fit(cases.model("xlstm"), cases.settings("xlstm"), tmp_path / "run", EngineConfig())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("how", cases.LONG)
+def test_processes_that_share_a_batch_have_no_state(how):
+    config = cases.settings("xlstm", **cases.LONG[how])
+    check_share(EngineConfig("deepspeed"), config, 2)
+    with pytest.raises(ConfigError, match=rf'long="{how}".*sequence_processes = 2'):
+        check_share(EngineConfig("deepspeed", sequence_processes=2), config, 2)
 
 
 def test_settings_are_checked():
