@@ -5,8 +5,8 @@
 The data are shared, or ship with RDKit. DeepSpeed's two processes take half a batch each, so that a step has as many
 tokens. Told are the seconds of the whole command by the clock (but for those in which it was stopped from outside), the
 seconds of processor that each of its processes took, the median speed, and the loss as the mean of the first and of the
-last line of metrics (ten steps). The bar is 3 minutes on two free cores, and a loss that falls. Beside other jobs the
-clock runs on, so that the processor's seconds are held against the bar, and on free cores the clock's are to be read.
+last line of metrics (ten steps). The bar is 3 minutes by the clock on two free cores, and a loss that falls. Beside other
+jobs the clock runs on: the processor's seconds are what two free cores need at least.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ FAMILIES = {  # superfamilies as InterPro names them, of which prollama's instru
     "1a3a_1_A.a3m": "Phosphotransferase/anion transporter superfamily",
 }
 HOMOLOGS = 500  # of each
+SKIPPED = {"chem-xlstm": ["--on-error", "skip"]}  # eight records of NCI's are no molecules
 
 
 def inputs(recipe: str, data: Path, work: Path) -> Path:
@@ -96,7 +97,7 @@ def measure(recipe: str, engine: str, path: Path, out: Path) -> str:
     assert config is not None
     halves = ["--set", "training.accumulation=2", "--set", f"training.batch_tokens={config.batch_tokens // 2}"]
     command = [sys.executable, "-m", "processive.cli", "train", recipe, str(path), "--out", str(out)]
-    command += [*ENGINES[engine], *(halves if engine == "deepspeed" else [])]
+    command += [*SKIPPED.get(recipe, []), *ENGINES[engine], *(halves if engine == "deepspeed" else [])]
     used = processors()
     with tempfile.TemporaryFile("w+") as said:
         status, took = run(command, said)
@@ -106,7 +107,7 @@ def measure(recipe: str, engine: str, path: Path, out: Path) -> str:
     used = (processors() - used) / (2 if engine == "deepspeed" else 1)
     lines = read_metrics(out)
     first, last = lines[0]["loss"], lines[-1]["loss"]
-    met = "yes" if used <= MOST_SECONDS and last < first else "**no**"
+    met = "yes" if took <= MOST_SECONDS and last < first else "**no**"
     speed = median(line["tokens_per_second"] for line in lines)
     shown = (recipe, engine, lines[-1]["step"], f"{took:.0f}", f"{used:.0f}", f"{first:.3f}", f"{last:.3f}")
     return f"| {' | '.join(map(str, shown))} | {speed:,.0f} | {met} |"

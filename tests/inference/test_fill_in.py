@@ -209,13 +209,13 @@ def test_what_is_refused():
 
 @pytest.mark.slow
 def test_a_trained_model_fills_in_from_both_sides(tmp_path, rng):
-    """Six sequences begin alike: what is missing is told by what follows it."""
+    """Four sequences begin alike: what is missing is told by what follows it."""
     tokenizer = make_tokenizer()
     begin = "LAGVSERT"
-    ends = ["".join(rng.choice(list(LETTERS), 16)) for _ in range(6)]
+    ends = ["".join(rng.choice(list(LETTERS), 16)) for _ in range(4)]
     torch.manual_seed(0)
     model = LanguageModel(tokenizer, XLSTMConfig(len(tokenizer.vocabulary), 64, 2, heads=2, rotary="width"))
-    settings = TrainingConfig(objective="fill-in", steps=400, batch_tokens=1024, learning_rate=5e-3)
+    settings = TrainingConfig(objective="fill-in", steps=400, batch_tokens=512, learning_rate=6e-3)
     train(model, [tokenizer.encode(begin + end) for end in ends] * 30, settings, out=tmp_path)
     found = generate(model, prompts=begin, suffixes=[end[2:] for end in ends], gaps=2, temperature=0)
     assert found == [begin + end for end in ends]
