@@ -5,8 +5,8 @@
 The data are shared, or ship with RDKit. DeepSpeed's two processes take half a batch each, so that a step has as many
 tokens. Told are the seconds of the whole command by the clock (but for those in which it was stopped from outside), the
 seconds of processor that each of its processes took, the median speed, and the loss as the mean of the first and of the
-last line of metrics (ten steps). The bar is 3 minutes by the clock on two free cores, and a loss that falls. Beside other
-jobs the clock runs on: the processor's seconds are what two free cores need at least.
+last line of metrics (ten steps). The bar is 3 minutes by the clock on two free cores, and a loss that falls. Beside
+other jobs the clock runs on: the processor's seconds are what two free cores need at least.
 """
 
 from __future__ import annotations
