@@ -27,6 +27,7 @@ from .sequence import Alphabet, find_problem, guess_alphabet
 from .spans import SpanTable
 
 ONE_PER_LINE = (".txt", ".seq")
+RARE_WHITE = "\t\r\v\f\x1c\x1d\x1e\x1f"  # of ASCII's, but for space and line feed
 COMMENT = ";"  # of the first FASTA programs, before a record or within one
 
 
@@ -79,10 +80,11 @@ class SequenceChunk:
         if text.startswith(COMMENT) or f"\n{COMMENT}" in text:
             text = "\n".join(line for line in text.split("\n") if not line.startswith(COMMENT))
         is_protein = getattr(tokenizer, "alphabet", None) == "protein"
+        plain = text.isascii() and not any(white in text for white in RARE_WHITE)  # then lines are joined in one go
         number = 0
         for part in f"\n{text}".split("\n>")[1:] if self.fasta else text.split("\n"):
             header, _, body = part.partition("\n") if self.fasta else ("", "", part)
-            sequence = "".join(body.split())
+            sequence = body.replace("\n", "") if plain and " " not in body else "".join(body.split())
             if not self.fasta and not sequence:
                 continue
             number += 1

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
 from ..sequences import Vocabulary
-from .sequence import IUPAC, Alphabet, ascii_letters, refused, reverse_complement
+from .sequence import IUPAC, Alphabet, ascii_letters, byte_table, encode_letters, refused, reverse_complement
 
 Ambiguous = Literal["N", "refuse"]
 Uracil = Literal["T", "refuse"]
@@ -112,6 +112,8 @@ class DNATokenizer:
         self._table = _dna_table(iupac, u)
         self._ids = np.array([self.vocabulary.ids[letter] for letter in _ORDER], np.int32)
         self._begin, self._end = self.vocabulary.require("bos"), self.vocabulary.require("eos")
+        letters = {chr(byte): int(self._ids[code]) for byte, code in enumerate(self._table) if code != _NOTHING}
+        self._bytes = byte_table(letters, self._begin, self._end)
 
     def encode(self, record: str) -> NDArray[np.int32]:
         """Token ids, int32 [bases + 2].
@@ -120,6 +122,10 @@ class DNATokenizer:
             InputError: a letter is not a nucleotide or the policies refuse it, with its position from 1.
         """
         return _enclose(self._begin, self._ids[_dna_codes(record, self._table)], self._end)
+
+    def encode_many(self, records: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+        """``encode`` of all records end to end, and how many tokens each has; None where ``encode`` refuses one."""
+        return encode_letters(records, self._bytes)
 
     @property
     def complement(self) -> tuple[int, ...]:
@@ -301,6 +307,8 @@ class ProteinTokenizer:
         for letter in set(self.vocabulary.tokens) - set(specials):
             self._table[ord(letter)] = self.vocabulary.ids[letter]
         self._begin, self._end = self.vocabulary.require("bos"), self.vocabulary.require("eos")
+        letters = {chr(byte): int(token) for byte, token in enumerate(self._table) if token >= 0}
+        self._bytes = byte_table(letters, self._begin, self._end)
 
     def encode(self, record: str) -> NDArray[np.int32]:
         """Token ids, int32 [residues + 2].
@@ -314,6 +322,10 @@ class ProteinTokenizer:
             position = int(missing[0]) + 1
             raise refused(record[position - 1], "protein", position)
         return _enclose(self._begin, ids, self._end)
+
+    def encode_many(self, records: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+        """``encode`` of all records end to end, and how many tokens each has; None where ``encode`` refuses one."""
+        return encode_letters(records, self._bytes)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Residues of token ids, upper case, specials left out."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .records import Record
-from .tokenizer import Tokenizer
+from .tokenizer import ManyTokenizer, Tokenizer
 
 
 class Unusable(NamedTuple):
@@ -79,6 +79,12 @@ def encode_records(
     ``numbers`` is that of ``Encoded``, by default one number for each record. ``encode``, in place of the tokenizer's,
     gives one or more sequences of a record, all of them with their spans or all without.
     """
+    if isinstance(tokenizer, ManyTokenizer) and encode is None and check is None:
+        records = list(records)
+        usable = all(record.problem is None for record in records)
+        found = tokenizer.encode_many([record.text for record in records]) if usable else None
+        if found is not None:  # else one by one, which tells what is wrong with which
+            return Encoded(*found, len(records), len(records) if numbers is None else numbers, ())
     sequences: list[NDArray[np.integer]] = []
     spans: list[list[tuple[int, int]] | None] = []
     unusable: list[Unusable] = []
@@ -88,10 +94,10 @@ def encode_records(
         try:
             if record.problem is not None:
                 raise record.problem
-            found = [(tokenizer.encode(record.text), None)] if encode is None else list(encode(record))
+            own_sequences = [(tokenizer.encode(record.text), None)] if encode is None else list(encode(record))
             if check is not None:
                 check(record.text)
-            for ids, own in found:
+            for ids, own in own_sequences:
                 sequences.append(ids)
                 spans.append(own)
         except InputError as error:

@@ -22,7 +22,8 @@ class Tokenizer(Protocol):
     ``encode`` adds the tokenizer's own begin and end tokens; ``decode`` leaves special tokens out, so that
     ``decode(encode(x)) == x``. ``encode`` raises ``InputError`` with a position (counted from 1) rather than lose a
     character. ``name`` is the entry point in the group ``processive.tokenizers``; ``domain`` is the package that owns
-    the verbs (``chem``, ``bio``, ``cells``). ``to_dict`` gives plain values that ``from_dict`` turns back.
+    the verbs (``chem``, ``bio``, ``cells``). ``to_dict`` gives plain values that ``from_dict`` turns back. One that can
+    encode many records faster together than one by one has ``encode_many`` too (``ManyTokenizer``).
     """
 
     name: ClassVar[str]
@@ -44,6 +45,15 @@ class Tokenizer(Protocol):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Tokenizer:
         """Inverse of ``to_dict``."""
+        ...
+
+
+@runtime_checkable
+class ManyTokenizer(Tokenizer, Protocol):
+    """A tokenizer that encodes many records faster together than one by one."""
+
+    def encode_many(self, records: Sequence[Any]) -> tuple[NDArray[np.integer], NDArray[np.int64]] | None:
+        """``encode`` of all records end to end, and how many tokens each has; None where ``encode`` refuses one."""
         ...
 
 

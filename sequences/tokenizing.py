@@ -182,7 +182,7 @@ def _chunks(sources: Mapping[str, Source], where: list[int], *, skip: int) -> It
 def _encode(chunk: Chunk, tokenizer: Tokenizer) -> Encoded:
     encoded = chunk.encode(tokenizer)
     narrow = "u1" if len(tokenizer.vocabulary) <= 2**8 else "u2" if len(tokenizer.vocabulary) <= 2**16 else "u4"
-    return encoded._replace(tokens=encoded.tokens.astype(narrow))
+    return encoded._replace(tokens=encoded.tokens.astype(narrow, copy=False))
 
 
 def _count(counts: dict[str, int], encoded: Encoded, name: str, listed: IO[bytes], on_error: OnError) -> None:

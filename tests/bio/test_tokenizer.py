@@ -9,6 +9,7 @@ from jaxtyping import TypeCheckError
 from processive.bio import DNATokenizer, KmerTokenizer, LetterTokenizer, ProteinTokenizer
 from processive.errors import ConfigError, InputError
 from processive.sequences import Tokenizer, tokenizer_from_dict, tokenizer_to_dict
+from processive.sequences.tokenizer import ManyTokenizer
 
 dna = st.text("ACGTNacgtn", max_size=60)
 EVERY = [DNATokenizer(), KmerTokenizer(k=3), KmerTokenizer(), ProteinTokenizer()]
@@ -253,3 +254,32 @@ def test_letters_of_a_file(tmp_path):
         LetterTokenizer.from_file(path, roles={"bos": "<cls>"})
     with pytest.raises(ConfigError, match="<cls>"):
         LetterTokenizer(["A"], roles={}, before=["<cls>"])
+
+
+ONE_PASS = [
+    DNATokenizer(),
+    DNATokenizer(iupac="refuse", u="refuse"),
+    ProteinTokenizer(),
+    ProteinTokenizer(chains=True),
+]
+
+
+@pytest.mark.parametrize("tokenizer", ONE_PASS, ids=["dna", "dna, strict", "protein", "chains"])
+@given(texts=st.lists(st.text("ACGTURYNLacgtunrl.-*|J\x01\x02\x00 \xe9", max_size=8), max_size=5))
+@settings(max_examples=200)
+def test_many_at_once_are_each_alone(texts, tokenizer):
+    assert isinstance(tokenizer, ManyTokenizer)
+    try:
+        wanted = [tokenizer.encode(text) for text in texts]
+    except InputError:
+        assert tokenizer.encode_many(texts) is None
+        return
+    tokens, lengths = tokenizer.encode_many(texts)
+    assert tokens.tolist() == [i for ids in wanted for i in ids.tolist()]
+    assert lengths.tolist() == [len(ids) for ids in wanted]
+
+
+def test_letters_that_stand_for_begin_and_end_are_refused():
+    for tokenizer in ONE_PASS:
+        assert tokenizer.encode_many(["A", "\x01C"]) is None and tokenizer.encode_many(["A\x02\x01C"]) is None
+        assert tokenizer.encode_many(["A\x02", "\x01C"]) is None
