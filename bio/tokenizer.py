@@ -112,8 +112,8 @@ class DNATokenizer:
         self._table = _dna_table(iupac, u)
         self._ids = np.array([self.vocabulary.ids[letter] for letter in _ORDER], np.int32)
         self._begin, self._end = self.vocabulary.require("bos"), self.vocabulary.require("eos")
-        letters = {chr(byte): int(self._ids[code]) for byte, code in enumerate(self._table) if code != _NOTHING}
-        self._bytes = byte_table(letters, self._begin, self._end)
+        known = {chr(byte): int(self._ids[code]) for byte, code in enumerate(self._table) if code != _NOTHING}
+        self._bytes = byte_table(known, self._begin, self._end)
 
     def encode(self, record: str) -> NDArray[np.int32]:
         """Token ids, int32 [bases + 2].
@@ -307,8 +307,8 @@ class ProteinTokenizer:
         for letter in set(self.vocabulary.tokens) - set(specials):
             self._table[ord(letter)] = self.vocabulary.ids[letter]
         self._begin, self._end = self.vocabulary.require("bos"), self.vocabulary.require("eos")
-        letters = {chr(byte): int(token) for byte, token in enumerate(self._table) if token >= 0}
-        self._bytes = byte_table(letters, self._begin, self._end)
+        known = {chr(byte): int(token) for byte, token in enumerate(self._table) if token >= 0}
+        self._bytes = byte_table(known, self._begin, self._end)
 
     def encode(self, record: str) -> NDArray[np.int32]:
         """Token ids, int32 [residues + 2].
