@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -105,6 +104,8 @@ class ClusterReplaced(Taught):
         ConfigError: the share is not one.
     """
 
+    in_order = True  # the counts are those of all batches before
+
     def __init__(self, sequences: Sequence[Tokens], *, share: float = 0.15, sharpness: float | int = 2.0) -> None:
         if not 0 < share < 1:
             raise ConfigError(f"share lies between 0 and 1, not {share}.")
@@ -156,16 +157,8 @@ class ClusterObjective(TaughtObjective):
 
         Tokens are drawn by torch's own generator, which the loop seeds for each batch of a step, and with the counts of
         all batches before this one; in evaluation the draws are the same every time, and nothing is counted.
-
-        Raises:
-            ConfigError: several processes train, or DeepSpeed does, which runs batches of its own.
         """
         both = _cluster_detector(model)
-        if both.training and dist.is_initialized():
-            raise ConfigError(
-                "What a detector confuses is counted batch after batch, in one process: C-RTS needs the engine plain. "
-                'Through DeepSpeed there are RTS (objective "replaced") and RTD (Electra).'
-            )
         draws = torch.default_generator if both.training else torch.Generator().manual_seed(0)
         found = cluster_replaced(
             self.batch,

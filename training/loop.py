@@ -121,6 +121,10 @@ def train(
     if used_adapter(model) is not None:
         _refuse_more_than_adapter(model, config)
     settings = engine or EngineConfig()
+    if settings.name != "plain" and pieces.taught is not None and pieces.taught.in_order:
+        raise ConfigError(
+            f"{type(pieces.taught).__name__} counts batch after batch, in one process: it needs the engine plain."
+        )
     rank, world_size = prepare(settings, config, model.device)
     with _only(config, model, pieces.taught):
         return _train(

@@ -11,7 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
@@ -47,7 +47,12 @@ class Taught(Sequence[NDArray[np.integer]], ABC):
     """Token sequences that come with what is taught of them, in units that stand in one batch.
 
     To the packing a unit is one sequence, all of its own laid end to end; ``teach`` cuts it again.
+
+    Attributes:
+        in_order: whether a batch is taught by what the batches before it have left, so that one process reads them all.
     """
+
+    in_order: ClassVar[bool] = False
 
     def __init__(self, sequences: Sequence[Tokens], units: Sequence[NDArray[np.int64]] | None = None) -> None:
         """``units`` are the numbers of the sequences that stay together; None: each stands alone."""

@@ -14,6 +14,7 @@ from processive.sequences import tokenizer as tokenizers
 from processive.training import (
     ClusterDetector,
     ClusterReplaced,
+    EngineConfig,
     TrainingConfig,
     add_detector,
     objectives,
@@ -124,12 +125,16 @@ def test_what_is_refused(make, make_model, sequences, tmp_path):
         ClusterDetector(make_model("masked"), GROUPS)
     with pytest.raises(ConfigError, match="share lies between"):
         ClusterReplaced(sequences, share=1.0)
+    with pytest.raises(ConfigError, match="needs the engine plain"):
+        train(make(), data, config, out=tmp_path, engine=EngineConfig("deepspeed"), progress=False)
     assert not list(tmp_path.iterdir())
-    model = make().train()
-    objective = data.objective(PackedBatch.from_sequences(sequences[:3]), np.arange(3), model)
+
+
+def test_processes_that_met_before_do_not_matter(make, sequences, tmp_path):
+    """As in a notebook in which DeepSpeed has trained another model."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        with pytest.raises(ConfigError, match="needs the engine plain"):
-            objective.loss_sum(model)
+        found = train(make(), ClusterReplaced(sequences), TrainingConfig(steps=1), out=tmp_path, progress=False)
     finally:
         dist.destroy_process_group()
+    assert found["step"] == 1
