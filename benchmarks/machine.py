@@ -1,12 +1,14 @@
-"""What a benchmark ran on: printed by each, so that a number is never without its machine."""
+"""What a benchmark ran on, so that no number is without its machine, and means with their spread."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -22,3 +24,14 @@ def describe(*packages: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("processive", "torch", *packages))
     hardware = f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return f"{hardware}; Python {platform.python_version()}, {versions}"
+
+
+def report(columns: Mapping[str, Sequence[float]]) -> None:
+    """Print mean and standard deviation of each column."""
+    for name, values in columns.items():
+        print(f"{name:45} {summary(values)}")
+
+
+def summary(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{np.mean(values):.3f}" + (f" +- {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
